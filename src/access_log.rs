@@ -1,0 +1,233 @@
+//! One line per request, written off the request path.
+//!
+//! `proxy` hands over an [`Entry`] at the end of each request; it becomes a line in a bounded buffer, which one thread of
+//! its own writes every [`FLUSH_PERIOD`], so that no request waits for a disk and none wakes a thread. When the buffer is
+//! full the line is dropped and counted. No prompt, header, query or key is part of an entry.
+
+use crate::config;
+use parking_lot::{Condvar, Mutex};
+use prometheus::IntCounter;
+use serde::Serialize;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a line may wait for company.
+const FLUSH_PERIOD: Duration = Duration::from_millis(100);
+/// The lines that may wait, in bytes; more are dropped.
+const BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What is told of a request.
+#[derive(Debug, Default, Serialize)]
+pub struct Entry<'a> {
+    /// When it ended, RFC 3339 in UTC.
+    pub time: String,
+    /// Its id, taken from the client or made.
+    pub request_id: &'a str,
+    /// The client's address.
+    pub client: Option<std::net::IpAddr>,
+    /// `HTTP/1.1` and so on, as the client spoke.
+    pub protocol: &'a str,
+    /// Its method.
+    pub method: &'a str,
+    /// Its path without the query.
+    pub path: &'a str,
+    /// The status that the client was sent; 499 when it left before.
+    pub status: u16,
+    /// How it ended.
+    pub outcome: &'a str,
+    /// The cluster it was routed to.
+    pub cluster: Option<&'a str>,
+    /// The model it asked for.
+    pub model: Option<&'a str>,
+    /// The backend of the last try.
+    pub backend: Option<&'a str>,
+    /// Why that backend.
+    pub reason: Option<&'a str>,
+    /// Tries made.
+    pub tries: usize,
+    /// Why tries were repeated, in order.
+    pub retried: &'a [&'static str],
+    /// Bytes of the request's body.
+    pub body_bytes: usize,
+    /// Bytes of the answer's body.
+    pub answer_bytes: usize,
+    /// From the header to the end of the request's body.
+    pub body_ms: f64,
+    /// From the header to the first byte of the answer's body.
+    pub first_token_ms: Option<f64>,
+    /// From the header to the end.
+    pub total_ms: f64,
+    /// Tokens of the prompt, from the engine's usage.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of the prompt that the engine had cached.
+    pub cached_tokens: Option<u64>,
+    /// Tokens generated.
+    pub completion_tokens: Option<u64>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    lines: Vec<u8>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    buffer: Mutex<Buffer>,
+    closing: Condvar,
+    written: Condvar,
+}
+
+/// The access log; cheap to clone.
+#[derive(Clone)]
+pub struct AccessLog {
+    shared: Option<Arc<Shared>>,
+    json: bool,
+    dropped: IntCounter,
+}
+
+impl AccessLog {
+    /// Opens the log and starts its thread; with `access: off` it does nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending or the thread cannot be started.
+    pub fn open(log: &config::Log, dropped: IntCounter) -> io::Result<Self> {
+        let shared = if log.access == config::AccessLog::Off {
+            None
+        } else {
+            let out: Box<dyn Write + Send> = match &log.file {
+                Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+                None => Box::new(io::stdout()),
+            };
+            let shared = Arc::new(Shared::default());
+            let writer = Arc::clone(&shared);
+            std::thread::Builder::new().name("access log".to_owned()).spawn(move || write_lines(&writer, out))?;
+            Some(shared)
+        };
+        Ok(Self { shared, json: log.access == config::AccessLog::Json, dropped })
+    }
+
+    /// Whether entries are wanted at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Adds a line.
+    pub fn write(&self, entry: &Entry<'_>) {
+        let Some(shared) = &self.shared else { return };
+        let mut buffer = shared.buffer.lock();
+        let before = buffer.lines.len();
+        let written = if self.json {
+            serde_json::to_writer(&mut buffer.lines, entry).is_ok()
+        } else {
+            write_text(&mut buffer.lines, entry).is_ok()
+        };
+        buffer.lines.push(b'\n');
+        if !written || buffer.lines.len() > BUFFER_BYTES_MAX {
+            buffer.lines.truncate(before);
+            drop(buffer);
+            self.dropped.inc();
+        }
+    }
+
+    /// Writes what waits and ends the thread; waits until that is done. Later entries are lost.
+    pub fn close(&self) {
+        let Some(shared) = &self.shared else { return };
+        let mut buffer = shared.buffer.lock();
+        if !buffer.closed {
+            buffer.closed = true;
+            shared.closing.notify_one();
+            shared.written.wait(&mut buffer);
+        }
+    }
+}
+
+fn write_lines(shared: &Shared, mut out: Box<dyn Write + Send>) {
+    let mut lines = Vec::new();
+    let mut failed = false;
+    loop {
+        let closed = {
+            let mut buffer = shared.buffer.lock();
+            if !buffer.closed {
+                shared.closing.wait_for(&mut buffer, FLUSH_PERIOD);
+            }
+            std::mem::swap(&mut lines, &mut buffer.lines);
+            buffer.closed
+        };
+        let outcome = out.write_all(&lines).and_then(|()| out.flush());
+        lines.clear();
+        if let Err(error) = &outcome
+            && !failed
+        {
+            tracing::error!(%error, "the access log cannot be written; lines are lost until it can");
+        }
+        failed = outcome.is_err();
+        if closed {
+            let _buffer = shared.buffer.lock();
+            shared.written.notify_all();
+            return;
+        }
+    }
+}
+
+/// `key=value` pairs; what could break a line or a pair is quoted and escaped as in JSON.
+fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
+    let fields = match serde_json::to_value(entry)? {
+        serde_json::Value::Object(fields) => fields,
+        _ => return Ok(()),
+    };
+    for (at, (key, value)) in fields.iter().enumerate() {
+        if at > 0 {
+            out.push(b' ');
+        }
+        out.extend_from_slice(key.as_bytes());
+        out.push(b'=');
+        match value {
+            serde_json::Value::Null => out.push(b'-'),
+            serde_json::Value::String(text) if is_plain(text) => out.extend_from_slice(text.as_bytes()),
+            other => serde_json::to_writer(&mut *out, other)?,
+        }
+    }
+    Ok(())
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AccessLog as Format, Log};
+
+    fn lines(access: Format, path: &str) -> Vec<String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let dropped = IntCounter::new("dropped", "dropped").unwrap();
+        let settings = Log { access, file: Some(file.path().to_owned()), ..Log::default() };
+        let log = AccessLog::open(&settings, dropped).unwrap();
+        log.write(&Entry { path, status: 200, retried: &["stale"], ..Entry::default() });
+        log.close();
+        std::fs::read_to_string(file.path()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_path_cannot_forge_a_line() {
+        for access in [Format::Json, Format::Text] {
+            let lines = lines(access, "/a\n{\"status\":500} status=500\u{1b}[31m");
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(!lines[0].contains('\u{1b}'));
+        }
+    }
+
+    #[test]
+    fn a_json_line_can_be_read_back() {
+        let lines = lines(Format::Json, "/v1/models");
+        let value: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(value["status"], 200);
+        assert_eq!(value["retried"][0], "stale");
+        assert!(value["backend"].is_null());
+    }
+}

@@ -1,0 +1,3 @@
+//! Other people's protocols: typed calls with deadlines and bounds. No decisions.
+
+pub mod vllm;

@@ -1,0 +1,256 @@
+//! Every metric of the process in one place, with its help text.
+//!
+//! May be named by all rooms and names none. Labels are bounded: clusters and backends come from the configuration,
+//! the rest from enumerations; nothing that a client sends becomes a label.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Upper bounds, in seconds, for times from a connection on the same host to a long generation.
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+/// Upper bounds, in seconds, for the time between two chunks of a stream.
+const GAP_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
+
+/// All metrics and the registry that exports them.
+pub struct Metrics {
+    registry: Registry,
+    /// Answers to clients.
+    pub requests: IntCounterVec,
+    /// Time from the request's header to the end of the answer.
+    pub request_seconds: HistogramVec,
+    /// Tries sent to backends.
+    pub upstream_requests: IntCounterVec,
+    /// Time from the request's header to the first byte of the answer's body.
+    pub first_token_seconds: HistogramVec,
+    /// Time between two chunks of a stream.
+    pub token_gap_seconds: HistogramVec,
+    /// Tokens as the engines counted them.
+    pub tokens: IntCounterVec,
+    /// Tries after the first.
+    pub retries: IntCounterVec,
+    /// Retries that were wanted and not made.
+    pub retries_refused: IntCounterVec,
+    /// Requests that were answered by the gateway itself instead of a backend.
+    pub rejected: IntCounterVec,
+    /// Connections that were closed because of a limit.
+    pub connections_refused: IntCounterVec,
+    /// Access log lines that did not fit the buffer.
+    pub access_log_dropped: IntCounter,
+    /// Model lists that could not be taken from a backend.
+    pub model_lists_failed: IntCounterVec,
+    /// State read at the moment of the scrape.
+    pub gauges: Gauges,
+}
+
+/// Gauges that are set from the state when the metrics are read.
+pub struct Gauges {
+    /// 1 while the health checks find the backend well.
+    pub backend_healthy: IntGaugeVec,
+    /// Tries in flight at the backend.
+    pub backend_requests: IntGaugeVec,
+    /// Prompt bytes sent to the backend whose first token has not come back.
+    pub backend_pending_prompt_bytes: IntGaugeVec,
+    /// Body bytes held by the process.
+    pub buffered_bytes: prometheus::IntGauge,
+    /// Requests in flight.
+    pub requests_in_flight: prometheus::IntGauge,
+    /// Client connections.
+    pub connections: prometheus::IntGauge,
+}
+
+/// The metrics of one backend, resolved once so that a request looks nothing up.
+#[derive(Clone)]
+pub struct BackendMetrics {
+    upstream_requests: IntCounterVec,
+    labels: [String; 3],
+    /// See [`Metrics::first_token_seconds`].
+    pub first_token_seconds: Histogram,
+    /// See [`Metrics::token_gap_seconds`].
+    pub token_gap_seconds: Histogram,
+}
+
+impl BackendMetrics {
+    /// Counts one try that ended with `outcome` (a status code or the kind of failure).
+    pub fn tried(&self, outcome: &str) {
+        let [cluster, backend, address] = &self.labels;
+        self.upstream_requests.with_label_values(&[cluster, backend, address, outcome]).inc();
+    }
+}
+
+/// The metrics of one cluster, resolved once.
+#[derive(Clone)]
+pub struct ClusterMetrics {
+    /// See [`Metrics::request_seconds`].
+    pub request_seconds: Histogram,
+    /// Tokens of prompts.
+    pub prompt_tokens: IntCounter,
+    /// Tokens of prompts that were found in the engine's cache.
+    pub cached_tokens: IntCounter,
+    /// Tokens generated.
+    pub completion_tokens: IntCounter,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// When two metrics share a name or a name is malformed: a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let make = Maker { registry: &registry };
+        let metrics = Self {
+            requests: make.counters("requests_total", "Answers to clients.", &["cluster", "code"])?,
+            request_seconds: make.histograms(
+                "request_seconds",
+                "Time from the request's header to the end of the answer.",
+                &["cluster"],
+                SECONDS,
+            )?,
+            upstream_requests: make.counters(
+                "upstream_requests_total",
+                "Tries sent to backends, by status code or kind of failure.",
+                &["cluster", "backend", "address", "outcome"],
+            )?,
+            first_token_seconds: make.histograms(
+                "first_token_seconds",
+                "Time from the request's header to the first byte of the answer's body.",
+                &["cluster", "backend"],
+                SECONDS,
+            )?,
+            token_gap_seconds: make.histograms(
+                "token_gap_seconds",
+                "Time between two chunks of a streamed answer.",
+                &["cluster", "backend"],
+                GAP_SECONDS,
+            )?,
+            tokens: make.counters("tokens_total", "Tokens, from the engines' usage.", &["cluster", "kind"])?,
+            retries: make.counters("retries_total", "Tries after the first, by cause.", &["cluster", "cause"])?,
+            retries_refused: make.counters(
+                "retries_refused_total",
+                "Retries that were wanted and not made, by reason.",
+                &["cluster", "reason"],
+            )?,
+            rejected: make.counters("rejected_total", "Requests that the gateway answered itself.", &["reason"])?,
+            connections_refused: make.counters(
+                "connections_refused_total",
+                "Connections closed because of a limit.",
+                &["reason"],
+            )?,
+            access_log_dropped: make
+                .counter("access_log_dropped_lines_total", "Access log lines that did not fit the buffer.")?,
+            model_lists_failed: make.counters(
+                "model_lists_failed_total",
+                "Model lists that could not be taken from a cluster's backends.",
+                &["cluster"],
+            )?,
+            gauges: make.gauges()?,
+            registry: registry.clone(),
+        };
+        let build = make.gauge_vec("build_info", "1; the labels tell the build.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// The handles of one backend.
+    #[must_use]
+    pub fn backend(&self, cluster: &str, id: &str, address: &str) -> BackendMetrics {
+        BackendMetrics {
+            upstream_requests: self.upstream_requests.clone(),
+            labels: [cluster.to_owned(), id.to_owned(), address.to_owned()],
+            first_token_seconds: self.first_token_seconds.with_label_values(&[cluster, id]),
+            token_gap_seconds: self.token_gap_seconds.with_label_values(&[cluster, id]),
+        }
+    }
+
+    /// The handles of one cluster.
+    #[must_use]
+    pub fn cluster(&self, cluster: &str) -> ClusterMetrics {
+        let tokens = |kind: &str| self.tokens.with_label_values(&[cluster, kind]);
+        ClusterMetrics {
+            request_seconds: self.request_seconds.with_label_values(&[cluster]),
+            prompt_tokens: tokens("prompt"),
+            cached_tokens: tokens("cached"),
+            completion_tokens: tokens("completion"),
+        }
+    }
+
+    /// Everything in the Prometheus text format.
+    ///
+    /// # Errors
+    /// When the encoder fails, which a well-formed registry does not cause.
+    pub fn to_text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// Builds metrics and registers them in one step, all under the prefix `kvway_`.
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn register<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+        self.registry.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::new(format!("kvway_{name}"), help)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<prometheus::IntGauge> {
+        self.register(prometheus::IntGauge::new(format!("kvway_{name}"), help)?)
+    }
+
+    fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> prometheus::Result<HistogramVec> {
+        let options = HistogramOpts::new(format!("kvway_{name}"), help).buckets(bounds.to_vec());
+        self.register(HistogramVec::new(options, labels)?)
+    }
+
+    fn gauges(&self) -> prometheus::Result<Gauges> {
+        let backend = &["cluster", "backend"];
+        Ok(Gauges {
+            backend_healthy: self.gauge_vec("backend_healthy", "1 while health checks find it well.", backend)?,
+            backend_requests: self.gauge_vec("backend_requests_in_flight", "Tries in flight.", backend)?,
+            backend_pending_prompt_bytes: self.gauge_vec(
+                "backend_pending_prompt_bytes",
+                "Prompt bytes sent whose first token has not come back.",
+                backend,
+            )?,
+            buffered_bytes: self.gauge("buffered_bytes", "Request body bytes held by the process.")?,
+            requests_in_flight: self.gauge("requests_in_flight", "Requests in flight.")?,
+            connections: self.gauge("connections", "Client connections.")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_a_help_text_and_the_prefix() {
+        let metrics = Metrics::new().unwrap();
+        metrics.backend("c", "b", "h:1").tried("200");
+        let text = metrics.to_text().unwrap();
+        assert!(text.contains(r#"kvway_upstream_requests_total{address="h:1",backend="b",cluster="c",outcome="200"} 1"#));
+        for line in text.lines().filter(|line| line.starts_with("# HELP kvway_")) {
+            assert!(line.split(' ').count() > 3, "no help: {line}");
+        }
+    }
+}

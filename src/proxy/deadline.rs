@@ -1,0 +1,149 @@
+//! How long a request may take: until its first byte, between two, and in all.
+//!
+//! Held by [`super::replay`], which is polled for as long as a try runs; one timer per request, moved only when it
+//! fires. It tells which deadline is over; what follows is decided by the spine.
+
+use crate::config::Timeouts;
+use pingora::{BError, Error, ErrorType};
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// The deadline that a request missed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Missed {
+    /// The backend sent no response header in time.
+    FirstByte,
+    /// The backend fell silent in the middle of its answer.
+    BetweenBytes,
+    /// The request as a whole took too long.
+    Total,
+}
+
+const FIRST_BYTE: ErrorType = ErrorType::Custom("first byte deadline");
+const BETWEEN_BYTES: ErrorType = ErrorType::Custom("between bytes deadline");
+const TOTAL: ErrorType = ErrorType::Custom("total deadline");
+
+impl Missed {
+    /// The error that carries this verdict through Pingora.
+    #[must_use]
+    pub fn into_error(self) -> BError {
+        Error::new(match self {
+            Self::FirstByte => FIRST_BYTE,
+            Self::BetweenBytes => BETWEEN_BYTES,
+            Self::Total => TOTAL,
+        })
+    }
+
+    /// The verdict that an error carries, if it carries one.
+    #[must_use]
+    pub fn of(error: &Error) -> Option<Self> {
+        match error.etype() {
+            kind if *kind == FIRST_BYTE => Some(Self::FirstByte),
+            kind if *kind == BETWEEN_BYTES => Some(Self::BetweenBytes),
+            kind if *kind == TOTAL => Some(Self::Total),
+            _ => None,
+        }
+    }
+}
+
+/// The deadlines of one request.
+pub struct Deadlines {
+    first_byte: Duration,
+    between_bytes: Duration,
+    ends: Instant,
+    /// When the running try started or the backend sent something last.
+    heard: Instant,
+    answering: bool,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Deadlines {
+    /// Deadlines for a request that arrived at `started`.
+    #[must_use]
+    pub fn new(timeouts: &Timeouts, started: Instant) -> Self {
+        let ends = started + timeouts.total;
+        Self {
+            first_byte: timeouts.first_byte,
+            between_bytes: timeouts.between_bytes,
+            ends,
+            heard: started,
+            answering: false,
+            timer: Box::pin(sleep_until(ends.min(started + timeouts.first_byte))),
+        }
+    }
+
+    /// A try starts: the wait for its first byte begins.
+    pub fn try_started(&mut self, now: Instant) {
+        self.heard = now;
+        self.answering = false;
+    }
+
+    /// The backend sent a part of its answer.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard = now;
+        self.answering = true;
+    }
+
+    fn due(&self) -> (Instant, Missed) {
+        let (wait, missed) = if self.answering {
+            (self.between_bytes, Missed::BetweenBytes)
+        } else {
+            (self.first_byte, Missed::FirstByte)
+        };
+        let due = self.heard + wait;
+        if due < self.ends { (due, missed) } else { (self.ends, Missed::Total) }
+    }
+
+    /// Waits until a deadline is over. Safe to drop and call again.
+    pub async fn missed(&mut self) -> Missed {
+        loop {
+            let (due, missed) = self.due();
+            if due <= Instant::now() {
+                return missed;
+            }
+            if due < self.timer.deadline() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(due);
+            }
+            self.timer.as_mut().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeouts() -> Timeouts {
+        Timeouts {
+            first_byte: Duration::from_secs(10),
+            between_bytes: Duration::from_secs(2),
+            total: Duration::from_secs(15),
+            ..Timeouts::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_backend_misses_the_first_byte_and_a_new_try_waits_again() {
+        let started = Instant::now();
+        let mut deadlines = Deadlines::new(&timeouts(), started);
+        assert_eq!(deadlines.missed().await, Missed::FirstByte);
+        assert_eq!(started.elapsed(), Duration::from_secs(10));
+        deadlines.try_started(Instant::now());
+        assert_eq!(deadlines.missed().await, Missed::Total);
+        assert_eq!(started.elapsed(), Duration::from_secs(15));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_chunk_moves_the_deadline_between_bytes() {
+        let started = Instant::now();
+        let mut deadlines = Deadlines::new(&timeouts(), started);
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            deadlines.heard(Instant::now());
+        }
+        assert_eq!(deadlines.missed().await, Missed::BetweenBytes);
+        assert_eq!(started.elapsed(), Duration::from_secs(7));
+        assert_eq!(Missed::of(&Missed::BetweenBytes.into_error()), Some(Missed::BetweenBytes));
+    }
+}

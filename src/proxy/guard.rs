@@ -1,0 +1,145 @@
+//! What stands between the listener and the proxy: permits for connections.
+//!
+//! Called by Pingora for each accepted connection. Bounded by `limits.connections_max` and
+//! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted.
+
+use super::Gateway;
+use crate::config::Limits;
+use crate::metrics::Metrics;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::apps::ServerApp;
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Lets connections through to the proxy while permits last.
+pub struct Guard {
+    proxy: Arc<HttpProxy<Gateway>>,
+    connections: Arc<Connections>,
+    metrics: Arc<Metrics>,
+}
+
+impl Guard {
+    /// A guard before `proxy`; several listeners may share `connections`.
+    #[must_use]
+    pub fn new(proxy: Arc<HttpProxy<Gateway>>, connections: Arc<Connections>, metrics: Arc<Metrics>) -> Self {
+        Self { proxy, connections, metrics }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Guard {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let digest = stream.get_socket_digest();
+        let client = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
+        match self.connections.admit(client.map(std::net::SocketAddr::ip)) {
+            Ok(_permit) => self.proxy.process_new(stream, shutdown).await,
+            Err(reason) => {
+                self.metrics.connections_refused.with_label_values(&[reason]).inc();
+                None
+            }
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.cleanup().await;
+    }
+}
+
+/// The open connections, in all and by client address; the map holds clients with open connections only.
+pub struct Connections {
+    open: Mutex<Open>,
+    all_max: usize,
+    per_client_max: usize,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_client: HashMap<IpAddr, usize>,
+}
+
+/// One open connection; dropping it gives the place back.
+pub struct Permit {
+    connections: Arc<Connections>,
+    client: Option<IpAddr>,
+}
+
+impl Connections {
+    /// Places as `limits` says.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            open: Mutex::default(),
+            all_max: limits.connections_max,
+            per_client_max: limits.connections_per_client_max,
+        })
+    }
+
+    /// The connections open now.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open.lock().all
+    }
+
+    /// A place for one more connection.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn admit(self: &Arc<Self>, client: Option<IpAddr>) -> Result<Permit, &'static str> {
+        let mut open = self.open.lock();
+        if open.all >= self.all_max {
+            return Err("connections_max");
+        }
+        if let Some(address) = client {
+            let count = open.by_client.entry(address).or_default();
+            if *count >= self.per_client_max {
+                return Err("connections_per_client_max");
+            }
+            *count += 1;
+        }
+        open.all += 1;
+        Ok(Permit { connections: Arc::clone(self), client })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = self.connections.open.lock();
+        open.all -= 1;
+        if let Some(address) = self.client
+            && let Some(count) = open.by_client.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                open.by_client.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_in_all_and_per_client_and_come_back() {
+        let limits = Limits { connections_max: 3, connections_per_client_max: 2, ..Limits::default() };
+        let connections = Connections::new(&limits);
+        let (one, other) = (Some(IpAddr::from([10, 0, 0, 1])), Some(IpAddr::from([10, 0, 0, 2])));
+        let first = connections.admit(one).unwrap();
+        let second = connections.admit(one).unwrap();
+        assert_eq!(connections.admit(one).err(), Some("connections_per_client_max"));
+        let third = connections.admit(other).unwrap();
+        assert_eq!(connections.admit(None).err(), Some("connections_max"));
+        drop((first, third));
+        assert!(connections.admit(one).is_ok());
+        drop(second);
+        assert_eq!(connections.count(), 0);
+        assert!(connections.open.lock().by_client.is_empty(), "no address is remembered");
+    }
+}

@@ -1,0 +1,337 @@
+//! The data plane: one request, front to back. Read the files in the order of the request.
+//!
+//! | phase of Pingora | here | file |
+//! |---|---|---|
+//! | connection accepted | permits | [`guard`] |
+//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`], [`route`], [`replay`] |
+//! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
+//! | `upstream_request_filter` | the backend's header | [`upstream`] |
+//! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
+//! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] |
+//! | `fail_to_proxy` | an answer of our own | [`reject`] |
+//! | `logging` | the books are closed, metrics, access log | [`request`] |
+
+pub mod balancer;
+pub mod body;
+pub mod cluster;
+pub mod deadline;
+pub mod guard;
+pub mod peer;
+pub mod prompt;
+pub mod reject;
+pub mod replay;
+pub mod request;
+pub mod response;
+pub mod retry;
+pub mod route;
+pub mod upstream;
+
+use crate::access_log::AccessLog;
+use crate::config::{Limits, Retries, Timeouts};
+use crate::metrics::Metrics;
+use crate::state::budget::Budget;
+use crate::state::lifecycle::Lifecycle;
+use crate::state::models::ModelList;
+use async_trait::async_trait;
+use body::Failure;
+use bytes::Bytes;
+use cluster::Cluster;
+use deadline::{Deadlines, Missed};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{Method, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use reject::Reject;
+use request::RequestCtx;
+use retry::{Cause, RetryBudget};
+use route::Routes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The header that carries a request's id, from the client or made here.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// The path whose answer is merged from all clusters.
+const MODELS_PATH: &str = "/v1/models";
+
+/// Everything that requests share.
+pub struct Gateway {
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// See [`Timeouts`].
+    pub timeouts: Timeouts,
+    /// See [`Retries`].
+    pub retries: Retries,
+    /// The clusters in configuration order.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// Which request goes to which cluster.
+    pub routes: Routes,
+    /// The share of requests that may be retried.
+    pub retry_budget: RetryBudget,
+    /// The bytes of bodies that may be held.
+    pub budget: Arc<Budget>,
+    /// The merged model list.
+    pub models: Arc<ModelList>,
+    /// Whether the process drains, and the requests in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// The access log.
+    pub access_log: AccessLog,
+}
+
+/// How the preparation of a request ended early.
+enum Stop {
+    Answer(Bytes),
+    Failure(Failure),
+}
+
+impl From<Reject> for Stop {
+    fn from(reject: Reject) -> Self {
+        Self::Failure(Failure::Reject(reject))
+    }
+}
+
+impl Gateway {
+    /// From the header to the moment at which a backend can be chosen.
+    async fn prepare(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<(), Stop> {
+        request::check_header(session.req_header(), &self.limits)?;
+        if let Some(answer) = self.model_list(session.req_header()) {
+            return Err(Stop::Answer(answer));
+        }
+        if !self.routes.knows_path(session.req_header().uri.path()) {
+            return Err(Reject::no_route().into());
+        }
+        let body = body::read(session.as_downstream_mut(), &self.limits, &self.timeouts, &self.budget)
+            .await
+            .map_err(Stop::Failure)?;
+        ctx.body_read(&body.bytes);
+        ctx.prompt = understand(&body.bytes).await;
+        let index = self.routes.find(session.req_header().uri.path(), ctx.prompt.model.as_deref())?;
+        ctx.cluster = self.clusters.get(index).cloned();
+        self.retry_budget.pay_in();
+        let deadlines = Deadlines::new(&self.timeouts, ctx.started);
+        ctx.keep(replay::install(session.as_downstream_mut(), body.bytes, deadlines), body.share);
+        Ok(())
+    }
+
+    fn model_list(&self, request: &RequestHeader) -> Option<Bytes> {
+        if request.method != Method::GET {
+            return None;
+        }
+        match request.uri.path().strip_prefix(MODELS_PATH)? {
+            "" => self.models.listing(),
+            rest => self.models.entry(rest.strip_prefix('/')?),
+        }
+    }
+
+    /// Answers with what the gateway knows itself.
+    async fn answer(&self, session: &mut Session, ctx: &mut RequestCtx, body: Bytes) -> Result<()> {
+        let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
+        header.insert_header(CONTENT_TYPE, "application/json")?;
+        header.insert_header(CONTENT_LENGTH, body.len())?;
+        header.insert_header(REQUEST_ID, ctx.id.clone())?;
+        ctx.observer.header(&header);
+        ctx.observer.body_bytes = body.len();
+        ctx.observer.complete = true;
+        session.write_response_header(Box::new(header), false).await?;
+        session.write_response_body(Some(body), true).await
+    }
+
+    /// Tells the client why not, then reads what it still sends, so that it sees the answer.
+    async fn refuse(&self, session: &mut Session, ctx: &mut RequestCtx, reject: Reject) {
+        session.as_downstream_mut().set_keepalive(None);
+        let sent = reject::send(session, &reject, ctx.id_text()).await;
+        ctx.rejected(reject, &self.metrics);
+        if sent.is_ok() {
+            body::drain(session.as_downstream_mut(), self.limits.drain_bytes_max, self.timeouts.drain).await;
+        }
+    }
+
+    /// Whether another try may follow a failure of `cause` when the backends in `tried` have failed: the cause is one that
+    /// the configuration lists, no byte of an answer was seen, and tries, backends and budget are left. Takes the price.
+    fn may_retry(&self, ctx: &RequestCtx, cause: Cause, tried: &[usize]) -> bool {
+        let Some(cluster) = &ctx.cluster else { return false };
+        if ctx.observer.status.is_some() || !cause.is_among(&self.retries.on) {
+            return false;
+        }
+        let refused = if ctx.tries >= self.retries.tries_max {
+            "tries"
+        } else if cluster.candidates(tried, cause == Cause::Stale).is_empty() {
+            "backends"
+        } else if !self.retry_budget.allows(cause) {
+            "budget"
+        } else {
+            self.metrics.retries.with_label_values(&[cluster.name(), cause.name()]).inc();
+            return true;
+        };
+        self.metrics.retries_refused.with_label_values(&[cluster.name(), refused]).inc();
+        false
+    }
+
+    /// Books a failed try, and decides on another.
+    fn try_failed(&self, ctx: &mut RequestCtx, cause: Option<Cause>) -> bool {
+        ctx.try_failed(cause);
+        match cause {
+            // Decided, and paid for, when the answer's header was thrown away.
+            Some(Cause::Status(_)) => true,
+            Some(cause) => self.may_retry(ctx, cause, &ctx.tried),
+            None => false,
+        }
+    }
+
+    /// Whether an answer with this header is thrown away for another try.
+    fn discards(&self, header: &ResponseHeader, ctx: &RequestCtx) -> Option<Cause> {
+        let cause = Cause::of_status(header.status).filter(|_| !header.headers.contains_key(RETRY_AFTER))?;
+        let tried: Vec<usize> = ctx.tried.iter().copied().chain(ctx.backend_index()).collect();
+        self.may_retry(ctx, cause, &tried).then_some(cause)
+    }
+}
+
+/// Reads the body, away from the async workers where it is long.
+async fn understand(body: &Bytes) -> prompt::Prompt {
+    if body.len() <= prompt::INLINE_BYTES_MAX {
+        return prompt::parse(body);
+    }
+    let body = body.clone();
+    tokio::task::spawn_blocking(move || prompt::parse(&body)).await.unwrap_or_default()
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestCtx;
+
+    fn new_ctx(&self) -> RequestCtx {
+        RequestCtx::new(self.lifecycle.enter(), Instant::now())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        ctx.arrived(session, &self.lifecycle, &self.timeouts);
+        match self.prepare(session, ctx).await {
+            Ok(()) => Ok(false),
+            Err(Stop::Answer(body)) => self.answer(session, ctx, body).await.map(|()| true),
+            Err(Stop::Failure(Failure::Reject(reject))) => {
+                self.refuse(session, ctx, reject).await;
+                Ok(true)
+            }
+            Err(Stop::Failure(Failure::Broken(error))) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+        let none = || Error::new_in(ErrorType::HTTPStatus(StatusCode::SERVICE_UNAVAILABLE.as_u16()));
+        let Some(cluster) = ctx.cluster.clone() else { return Err(none()) };
+        let candidates = cluster.candidates(&ctx.tried, ctx.last_cause == Some(Cause::Stale));
+        let key = cluster.hash_key(session);
+        let Some(peer) = cluster.choose(&candidates, &key) else {
+            ctx.reject = Some(Reject::no_backend());
+            return Err(none());
+        };
+        let Some(connection) = ctx.start_try(&cluster, peer) else { return Err(none()) };
+        Ok(connection)
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
+        let retry = self.try_failed(ctx, Some(Cause::Connect));
+        error.set_retry(retry);
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        ctx.prepare_upstream(session, request)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        header: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        if header.status.is_informational() {
+            return Ok(());
+        }
+        if let Some(Cause::Status(status)) = self.discards(header, ctx) {
+            return Err(Cause::status_error(status));
+        }
+        upstream::strip_hop_by_hop(header);
+        header.insert_header(REQUEST_ID, ctx.id.clone())?;
+        ctx.answer_started(header);
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<Duration>> {
+        if let Some(chunk) = body.as_ref().filter(|chunk| !chunk.is_empty()) {
+            ctx.chunk(chunk, Instant::now());
+        }
+        ctx.observer.complete |= end_of_stream;
+        Ok(None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut RequestCtx,
+        reused: bool,
+    ) -> Box<Error> {
+        let final_written = session.response_written().is_some_and(|header| !header.status.is_informational());
+        if let Some(missed) = Missed::of(&error) {
+            error.as_up();
+            ctx.missed = Some(missed);
+            ctx.reject = Some(Reject::backend_timeout());
+        }
+        let upstream = *error.esource() == ErrorSource::Upstream;
+        let cause = if upstream && !final_written { Cause::of(&error, reused) } else { None };
+        let retry = self.try_failed(ctx, cause);
+        error.set_retry(retry);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+        let answered = session.response_written().is_some_and(|header| !header.status.is_informational());
+        let client_failed = *error.esource() == ErrorSource::Downstream;
+        let mut error_code = 0;
+        if !answered && !(client_failed && request::is_disconnect(error)) {
+            let reject = ctx.reject.take().unwrap_or_else(|| request::reject_for(error));
+            error_code = reject.status.as_u16();
+            let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;
+            ctx.rejected(reject, &self.metrics);
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+        ctx.give_back(session);
+        ctx.close_books(session, error, self);
+    }
+
+    fn request_summary(&self, session: &Session, ctx: &RequestCtx) -> String {
+        format!("{} {}", session.req_header().method, ctx.id_text())
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &RequestCtx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &RequestCtx, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}

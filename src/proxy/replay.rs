@@ -1,0 +1,234 @@
+//! Hands a body that was read beforehand to Pingora, on the first try and on every further one.
+//!
+//! Pingora 0.9.1 replays at most 64 KiB of a body that was read before the backend was chosen; anything longer is never
+//! sent and both sides wait for ever. So once the body is here, the downstream session is replaced by one that owns the
+//! real session and answers the questions about the body itself: "done", and "here it is" to each try. Everything else
+//! goes to the real session. It also keeps the request's deadlines, being polled for as long as a try runs, and lets the
+//! body go when the response header passes, since no try can follow that.
+//!
+//! Rests on `ServerSession::Custom`, which Pingora does not document: hence the pinned version, and the matrix of sizes
+//! and framings in `tests/it/bodies.rs`.
+
+use super::deadline::Deadlines;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as CustomSession};
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::{Digest, l4::socket::SocketAddr};
+use pingora::{Error, ErrorType, Result};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+type CustomMessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+
+/// Gives the real session back when the request is over.
+pub struct Installed(Arc<Mutex<Option<ServerSession>>>);
+
+/// A stand-in that is never asked anything: it only fills the place while sessions change hands.
+fn vacant() -> ServerSession {
+    ServerSession::new_custom(Box::new(()))
+}
+
+/// Replaces `session` by one that answers for `body`.
+pub fn install(session: &mut ServerSession, body: Bytes, deadlines: Deadlines) -> Installed {
+    let place = Arc::new(Mutex::new(None));
+    let inner = std::mem::replace(session, vacant());
+    let replay = Replay { inner, body, deadlines, place: Arc::clone(&place) };
+    *session = ServerSession::new_custom(Box::new(replay));
+    Installed(place)
+}
+
+impl Installed {
+    /// Puts the real session back into its place, for keep-alive and for the end of the stream.
+    pub fn uninstall(self, session: &mut ServerSession) {
+        drop(std::mem::replace(session, vacant()));
+        if let Some(inner) = self.0.lock().take() {
+            *session = inner;
+        }
+    }
+}
+
+struct Replay {
+    inner: ServerSession,
+    body: Bytes,
+    deadlines: Deadlines,
+    place: Arc<Mutex<Option<ServerSession>>>,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        *self.place.lock() = Some(std::mem::replace(&mut self.inner, vacant()));
+    }
+}
+
+fn no_custom_messages<T>() -> Result<T> {
+    Error::e_explain(ErrorType::InternalError, "there are no custom messages")
+}
+
+#[async_trait]
+impl CustomSession for Replay {
+    fn is_body_done(&mut self) -> bool {
+        true
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.body.is_empty()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.deadlines.try_started(Instant::now());
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        false
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        (!self.body.is_empty()).then(|| self.body.clone())
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
+        tokio::select! {
+            biased;
+            gone = self.inner.read_body_or_idle(true) => gone,
+            missed = self.deadlines.missed() => Err(missed.into_error()),
+        }
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let is_final = |task: &HttpTask| matches!(task, HttpTask::Header(header, _) if !header.status.is_informational());
+        if !self.body.is_empty() && tasks.iter().any(is_final) {
+            self.body = Bytes::new();
+        }
+        let end = self.inner.response_duplex_vec(tasks).await;
+        self.deadlines.heard(Instant::now());
+        end
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.inner.finish_body().await
+    }
+
+    // From here on the real session answers.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.inner.req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.inner.req_header_mut()
+    }
+
+    async fn write_response_header(&mut self, header: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.inner.write_response_header(header).await
+    }
+
+    async fn write_response_header_ref(&mut self, header: &ResponseHeader, _end: bool) -> Result<()> {
+        self.inner.write_response_header_ref(header).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.inner.write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.inner.write_response_trailers(trailers).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.inner.get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.inner.get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner.set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.inner.get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.inner.request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.inner.response_written()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _context: &str) {
+        self.inner.shutdown().await;
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.inner.body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.inner.body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.inner.digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.inner.digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.inner.client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.inner.server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.inner.to_h1_raw()
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(&mut self) -> Option<CustomMessageReader> {
+        None
+    }
+
+    fn restore_custom_message_reader(&mut self, _reader: CustomMessageReader) -> Result<()> {
+        no_custom_messages()
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        no_custom_messages()
+    }
+}

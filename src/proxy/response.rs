@@ -1,0 +1,267 @@
+//! What an answer tells while it passes: status, first token, gaps, `usage`.
+//!
+//! Fed by the spine with each header and chunk; looks, never changes, and holds at most [`USAGE_BYTES_MAX`] bytes of an
+//! answer. Reported once, at the end of the request.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use memchr::memmem::Finder;
+use pingora::http::ResponseHeader;
+use serde::Deserialize;
+use std::sync::LazyLock;
+use tokio::time::Instant;
+
+/// The longest `usage` object that is read; real ones have about 200 bytes.
+pub const USAGE_BYTES_MAX: usize = 1024;
+
+/// Tokens as the engine counted them; the names of the three APIs that engines speak.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    #[serde(alias = "input_tokens")]
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    #[serde(alias = "output_tokens")]
+    pub completion_tokens: Option<u64>,
+    #[serde(alias = "input_tokens_details")]
+    prompt_tokens_details: Option<PromptDetails>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+struct PromptDetails {
+    cached_tokens: u64,
+}
+
+impl Usage {
+    /// Tokens of the prompt that the engine found in its cache, where it reports them.
+    #[must_use]
+    pub fn cached_tokens(&self) -> Option<u64> {
+        self.prompt_tokens_details.map(|details| details.cached_tokens)
+    }
+}
+
+/// Follows one answer.
+#[derive(Default)]
+pub struct Observer {
+    /// The final status, once its header was seen.
+    pub status: Option<u16>,
+    /// Whether the answer is a stream of events.
+    pub is_stream: bool,
+    /// When the first byte of the body passed.
+    pub first_chunk: Option<Instant>,
+    /// Bytes of the body so far.
+    pub body_bytes: usize,
+    /// Chunks of the body so far.
+    pub chunks: usize,
+    /// Whether the answer passed to its end.
+    pub complete: bool,
+    last_chunk: Option<Instant>,
+    usage: UsageReader,
+}
+
+impl Observer {
+    /// A final header passes.
+    pub fn header(&mut self, header: &ResponseHeader) {
+        self.status = Some(header.status.as_u16());
+        let content_type = header.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+        self.is_stream = content_type.starts_with(b"text/event-stream");
+        self.usage = if self.is_stream || content_type.starts_with(b"application/json") {
+            UsageReader::default()
+        } else {
+            UsageReader::off()
+        };
+    }
+
+    /// A chunk passes; tells the seconds since the chunk before it, in a stream.
+    pub fn chunk(&mut self, chunk: &Bytes, now: Instant) -> Option<f64> {
+        self.body_bytes += chunk.len();
+        self.chunks += 1;
+        self.usage.read(chunk);
+        if self.first_chunk.is_none() {
+            self.first_chunk = Some(now);
+        }
+        let before = self.last_chunk.replace(now)?;
+        self.is_stream.then(|| now.duration_since(before).as_secs_f64())
+    }
+
+    /// The `usage` object that passed last, if any did.
+    #[must_use]
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage.last
+    }
+}
+
+/// The key as it stands in JSON. Inside a generated text its quotes would be escaped, so it cannot be feigned there.
+const KEY: &[u8] = b"\"usage\"";
+static FIND_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+
+/// Finds `"usage": {…}` in a stream of chunks, wherever chunks break.
+#[derive(Default)]
+struct UsageReader {
+    state: Reading,
+    last: Option<Usage>,
+}
+
+#[derive(Default)]
+enum Reading {
+    Off,
+    /// Looking for the key; the last bytes of the chunk before, too short to be the key themselves.
+    Key { tail: [u8; KEY.len() - 1], tail_bytes: usize },
+    /// Collecting what follows the key.
+    Object(Vec<u8>),
+    #[default]
+    Fresh,
+}
+
+impl UsageReader {
+    fn off() -> Self {
+        Self { state: Reading::Off, last: None }
+    }
+
+    fn read(&mut self, chunk: &[u8]) {
+        let mut rest = chunk;
+        loop {
+            match &mut self.state {
+                Reading::Off => return,
+                Reading::Fresh => {
+                    self.state = Reading::Key { tail: [0; KEY.len() - 1], tail_bytes: 0 };
+                }
+                Reading::Key { tail, tail_bytes } => match find_key(tail.get(..*tail_bytes).unwrap_or_default(), rest) {
+                    Some(after) => {
+                        rest = rest.get(after..).unwrap_or_default();
+                        self.state = Reading::Object(Vec::new());
+                    }
+                    None => return remember(tail, tail_bytes, rest),
+                },
+                Reading::Object(object) => {
+                    let room = USAGE_BYTES_MAX - object.len();
+                    let taken = rest.len().min(room);
+                    object.extend_from_slice(rest.get(..taken).unwrap_or_default());
+                    match object_at_start(object) {
+                        Found::Usage(usage) => self.last = Some(usage),
+                        Found::More if object.len() < USAGE_BYTES_MAX => return,
+                        Found::More | Found::Nothing => {}
+                    }
+                    // What was collected cannot hold the key again: look on in the rest of the chunk.
+                    self.state = Reading::Fresh;
+                }
+            }
+        }
+    }
+}
+
+/// Where `rest` goes on after the key, which may have begun in `tail`.
+fn find_key(tail: &[u8], rest: &[u8]) -> Option<usize> {
+    for begun in (1..=tail.len()).rev() {
+        let (head, end) = KEY.split_at(begun);
+        if tail.ends_with(head) && rest.starts_with(end) {
+            return Some(end.len());
+        }
+    }
+    FIND_KEY.find(rest).map(|at| at + KEY.len())
+}
+
+/// Keeps the last bytes of `tail` and `rest` together.
+fn remember(tail: &mut [u8; KEY.len() - 1], tail_bytes: &mut usize, rest: &[u8]) {
+    for &byte in rest.iter().skip(rest.len().saturating_sub(tail.len())) {
+        if *tail_bytes == tail.len() {
+            tail.rotate_left(1);
+            *tail_bytes -= 1;
+        }
+        tail[*tail_bytes] = byte;
+        *tail_bytes += 1;
+    }
+}
+
+enum Found {
+    Usage(Usage),
+    More,
+    Nothing,
+}
+
+/// Reads `: {…}` at the start of `bytes`.
+fn object_at_start(bytes: &[u8]) -> Found {
+    let after_colon = match bytes.trim_ascii_start().split_first() {
+        None => return Found::More,
+        Some((b':', rest)) => rest.trim_ascii_start(),
+        Some(_) => return Found::Nothing,
+    };
+    match after_colon.first() {
+        None => return Found::More,
+        Some(b'{') => {}
+        Some(_) => return Found::Nothing,
+    }
+    match serde_json::Deserializer::from_slice(after_colon).into_iter::<Usage>().next() {
+        Some(Ok(usage)) => Found::Usage(usage),
+        Some(Err(error)) if error.is_eof() => Found::More,
+        _ => Found::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STREAM: &str = concat!(
+        r#"data: {"choices":[{"delta":{"content":"say \"usage\":{\"prompt_tokens\":9}"}}],"usage":null}"#,
+        "\n\n",
+        r#"data: {"choices":[],"usage":{"prompt_tokens":5,"total_tokens":8,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}},"x":1}"#,
+        "\n\ndata: [DONE]\n\n"
+    );
+
+    fn read(chunks: &[&[u8]]) -> Option<Usage> {
+        let mut reader = UsageReader::default();
+        chunks.iter().for_each(|chunk| reader.read(chunk));
+        reader.last
+    }
+
+    fn expected() -> Usage {
+        Usage {
+            prompt_tokens: 5,
+            completion_tokens: Some(3),
+            prompt_tokens_details: Some(PromptDetails { cached_tokens: 4 }),
+        }
+    }
+
+    #[test]
+    fn the_other_apis_names_are_understood() {
+        let usage = read(&[br#"{"usage" : { "input_tokens": 7, "output_tokens": 2, "input_tokens_details": null}}"#]).unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens()), (7, Some(2), None));
+    }
+
+    #[test]
+    fn an_endless_usage_object_is_given_up() {
+        let mut reader = UsageReader::default();
+        reader.read(br#"{"usage":{"x":""#);
+        for _ in 0..100 {
+            reader.read(&[b'a'; 100]);
+        }
+        assert!(!matches!(&reader.state, Reading::Object(_)));
+        reader.read(br#"","usage":{"prompt_tokens":1}}"#);
+        assert_eq!(reader.last.unwrap().prompt_tokens, 1, "and the next one is read");
+    }
+
+    #[test]
+    fn gaps_are_told_in_streams_only() {
+        let now = Instant::now();
+        let mut observer = Observer { is_stream: true, ..Observer::default() };
+        assert_eq!(observer.chunk(&Bytes::from_static(b"a"), now), None);
+        assert_eq!(observer.chunk(&Bytes::from_static(b"b"), now + std::time::Duration::from_secs(1)), Some(1.0));
+        observer.is_stream = false;
+        assert_eq!(observer.chunk(&Bytes::from_static(b"c"), now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn usage_is_found_wherever_chunks_break(cuts in prop::collection::vec(0..STREAM.len(), 0..20)) {
+            let mut cuts = cuts;
+            cuts.extend([0, STREAM.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|cut| &STREAM.as_bytes()[cut[0]..cut[1]]).collect();
+            prop_assert_eq!(read(&chunks), Some(expected()));
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! What the data plane and the control plane share: plain structures, synchronous, each with a bound.
+//!
+//! | structure | written by | read by | bound | when it is full |
+//! |---|---|---|---|---|
+//! | [`fleet::Fleet`] | `proxy` (books), `background::probe` (health, addresses) | `proxy`, `admin` | the configured backends | – |
+//! | [`budget::Budget`] | `proxy::body` | `proxy`, `admin` | `limits.buffered_bytes_max` | 503 with Retry-After, counted |
+//! | [`lifecycle::Lifecycle`] | `shutdown`, `proxy` (requests in flight) | `admin`, `proxy` | three counters | – |
+//! | [`models::ModelList`] | `background::models` | `proxy` | `limits.models_bytes_max` per cluster | the answer is not taken, counted |
+//!
+//! Nothing here names another room.
+
+pub mod budget;
+pub mod fleet;
+pub mod lifecycle;
+pub mod models;
