@@ -1,0 +1,148 @@
+//! Clusters: backends that serve the same models, how one of them is chosen, and how their health is known.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use serde::{Deserialize, Serialize};
+
+use super::secret::Secret;
+use super::values::{self, DAY_MS};
+
+/// A group of backends of which any one can answer a request.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// The name that routes, metrics and logs use.
+    #[serde(deserialize_with = "values::label")]
+    pub name: String,
+    /// The rule that chooses a backend.
+    #[serde(default)]
+    pub policy: Policy,
+    /// The backends, at least one.
+    pub backends: Vec<Backend>,
+    /// The health check.
+    #[serde(default)]
+    pub health: Health,
+    /// The header that `consistent_hash` hashes; `None` = the client address.
+    #[serde(
+        default,
+        deserialize_with = "values::optional::<_, values::Header, _>",
+        serialize_with = "values::write_header"
+    )]
+    pub hash_header: Option<HeaderName>,
+    /// How often `/v1/models` is fetched from the backends.
+    #[serde(
+        default = "models_period",
+        deserialize_with = "values::duration::<1, DAY_MS, _>",
+        serialize_with = "values::write_duration"
+    )]
+    pub models_period: Duration,
+}
+
+/// The rule that chooses a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// At random, by weight.
+    Random,
+    /// The same client, or the same value of a header, to the same backend.
+    ConsistentHash,
+    /// The backend with the fewest requests in flight.
+    LeastRequests,
+}
+
+/// An engine.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// The name that metrics and logs use.
+    #[serde(deserialize_with = "values::label")]
+    pub id: String,
+    /// `host:port` as written: an IP address or a DNS name, which is resolved later.
+    #[serde(deserialize_with = "values::server_address")]
+    pub address: String,
+    /// The share of requests relative to the other backends.
+    #[serde(default = "one", deserialize_with = "values::integer::<1, 1000, _>")]
+    pub weight: usize,
+    /// The key that the backend asks for, sent as a bearer token.
+    #[serde(default)]
+    pub api_key: Option<Secret>,
+    /// TLS to the backend; `None` = plain text.
+    #[serde(default)]
+    pub tls: Option<BackendTls>,
+}
+
+/// How a backend's certificate is judged.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendTls {
+    /// The name the certificate must hold; `None` = the host of the address.
+    #[serde(deserialize_with = "values::optional::<_, values::Host, _>")]
+    pub server_name: Option<String>,
+    /// PEM file of the authorities to trust; `None` = those of the system.
+    #[serde(deserialize_with = "values::optional::<_, values::FilePath, _>")]
+    pub ca: Option<PathBuf>,
+    /// Whether the certificate is checked at all.
+    pub verify: bool,
+}
+
+impl Default for BackendTls {
+    fn default() -> Self {
+        Self {
+            server_name: None,
+            ca: None,
+            verify: true,
+        }
+    }
+}
+
+/// The health check of every backend of a cluster.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// What is fetched; 200 is healthy.
+    #[serde(deserialize_with = "values::url_path")]
+    pub path: String,
+    /// From one check to the next.
+    #[serde(
+        deserialize_with = "values::duration::<1, DAY_MS, _>",
+        serialize_with = "values::write_duration"
+    )]
+    pub period: Duration,
+    /// How long an answer may take.
+    #[serde(
+        deserialize_with = "values::duration::<1, DAY_MS, _>",
+        serialize_with = "values::write_duration"
+    )]
+    pub timeout: Duration,
+    /// Failed checks in a row that make a backend unhealthy.
+    #[serde(deserialize_with = "values::integer::<1, 100, _>")]
+    pub failures: usize,
+    /// Good checks in a row that make it healthy again.
+    #[serde(deserialize_with = "values::integer::<1, 100, _>")]
+    pub successes: usize,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            path: "/health".to_owned(),
+            period: Duration::from_secs(5),
+            timeout: Duration::from_secs(4),
+            failures: 3,
+            successes: 1,
+        }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn models_period() -> Duration {
+    Duration::from_secs(30)
+}
