@@ -4,8 +4,7 @@
 //! the results into the fleet. A name that does not resolve keeps its last address, and a backend without any is skipped.
 
 use crate::config::Health;
-use crate::proxy::balancer::Index;
-use crate::state::fleet::{Backend, Fleet};
+use crate::state::fleet::{Backend, Fleet, Index};
 use async_trait::async_trait;
 use futures::future::join_all;
 use http::Extensions;

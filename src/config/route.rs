@@ -32,10 +32,16 @@ impl Route {
         }
     }
 
+    /// Whether the path (without query) is this route's or below it, whatever the model.
+    #[must_use]
+    pub fn covers(&self, path: &str) -> bool {
+        covers(&self.path, path)
+    }
+
     /// Whether a request for this path (without query) and this model belongs to the route.
     #[must_use]
     pub fn takes(&self, path: &str, model: Option<&str>) -> bool {
-        covers(&self.path, path) && self.model.matches(model)
+        self.covers(path) && self.model.matches(model)
     }
 
     /// Whether every request for `other` would belong to this route as well.

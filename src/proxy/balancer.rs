@@ -4,6 +4,7 @@
 //! the selection's own state (the turn, the ring) and nothing of ours.
 
 use crate::config::Policy;
+use crate::state::fleet::Index;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
@@ -11,10 +12,6 @@ use pingora::services::background::BackgroundService;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection, Consistent, Random, RoundRobin};
 use pingora_load_balancing::{Backends, LoadBalancer};
 use std::time::Duration;
-
-/// Where a backend stands in its fleet; carried by Pingora's backends, never changed.
-#[derive(Clone, Copy, Debug)]
-pub struct Index(pub usize);
 
 /// The balancer of one cluster.
 pub enum Balancer {

@@ -18,7 +18,7 @@ use crate::config::{Limits, Timeouts};
 use crate::metrics::Metrics;
 use crate::state::budget::Share;
 use crate::state::fleet::Lease;
-use crate::state::lifecycle::{InFlight, Lifecycle};
+use crate::state::lifecycle::{InFlight, Lifecycle, Phase};
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -108,7 +108,7 @@ impl RequestCtx {
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
-        downstream.set_keepalive((!lifecycle.is_draining()).then_some(idle));
+        downstream.set_keepalive((lifecycle.phase() == Phase::Running).then_some(idle));
         downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.between_bytes));

@@ -25,6 +25,10 @@ pub struct Backend {
     pending_prompt_bytes: AtomicUsize,
 }
 
+/// Where a backend stands in its fleet; carried by Pingora's view of the backend, never changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Index(pub usize);
+
 /// What is in flight at a backend, at one moment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Load {

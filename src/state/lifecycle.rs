@@ -1,18 +1,29 @@
 //! Where the process stands between start and end, and how many requests are still running.
 //!
 //! Written by `shutdown` (the phase) and `proxy` (an [`InFlight`] per request); read by `admin` (`/readyz`) and `proxy`
-//! (answers carry `Connection: close` while the process drains). It signals; it ends nothing itself.
+//! (connections are not kept alive once the process is on its way out). It signals; it ends nothing itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use tokio::sync::Notify;
+
+/// Where the process stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Phase {
+    /// It serves.
+    Running,
+    /// A successor takes the listeners over: it serves on, without keeping connections alive.
+    Handover,
+    /// It wants no new work.
+    Draining,
+}
 
 /// The phase of the process and the number of requests in flight.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
-    draining: AtomicBool,
+    phase: AtomicU8,
     in_flight: AtomicUsize,
-    drained: Notify,
+    changed: Notify,
 }
 
 impl Lifecycle {
@@ -22,15 +33,19 @@ impl Lifecycle {
         Arc::default()
     }
 
-    /// From now on the process wants no new work: `/readyz` says so and connections are not kept alive.
-    pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::SeqCst);
+    /// The phase of the process.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::SeqCst) {
+            0 => Phase::Running,
+            1 => Phase::Handover,
+            _ => Phase::Draining,
+        }
     }
 
-    /// Whether the process is on its way out.
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+    /// Moves the process on; there is no way back.
+    pub fn enter_phase(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::SeqCst);
     }
 
     /// Counts one request until the returned guard is dropped.
@@ -49,7 +64,7 @@ impl Lifecycle {
     /// Waits until no request is running.
     pub async fn drained(&self) {
         loop {
-            let notified = self.drained.notified();
+            let notified = self.changed.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
             if self.in_flight() == 0 {
@@ -66,8 +81,9 @@ pub struct InFlight(Arc<Lifecycle>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.is_draining() {
-            self.0.drained.notify_waiters();
+        let was_last = self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last && self.0.phase() != Phase::Running {
+            self.0.changed.notify_waiters();
         }
     }
 }
@@ -80,7 +96,7 @@ mod tests {
     async fn drained_waits_for_the_last_request() {
         let lifecycle = Lifecycle::new();
         let (one, other) = (lifecycle.enter(), lifecycle.enter());
-        lifecycle.start_draining();
+        lifecycle.enter_phase(Phase::Draining);
         let waiting = lifecycle.drained();
         tokio::pin!(waiting);
         drop(one);
@@ -88,5 +104,13 @@ mod tests {
         drop(other);
         waiting.await;
         assert_eq!(lifecycle.in_flight(), 0);
+    }
+
+    #[test]
+    fn there_is_no_way_back() {
+        let lifecycle = Lifecycle::new();
+        lifecycle.enter_phase(Phase::Draining);
+        lifecycle.enter_phase(Phase::Handover);
+        assert_eq!(lifecycle.phase(), Phase::Draining);
     }
 }

@@ -1,0 +1,136 @@
+//! The admin listener: metrics, liveness, readiness, state as JSON.
+//!
+//! Its own listener, on loopback unless configured otherwise, with one thread. Gets what it shows as closures from `app`.
+//! Where a token is configured everything but `/healthz` and `/readyz` asks for it. It changes nothing.
+
+use crate::config::Secret;
+use crate::state::lifecycle::{Lifecycle, Phase};
+use async_trait::async_trait;
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{Method, Response, StatusCode};
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Renders something at the moment it is asked for.
+pub type Render = Box<dyn Fn() -> String + Send + Sync>;
+
+/// What the admin listener serves.
+pub struct Admin {
+    /// Asked for by `/readyz`.
+    pub lifecycle: Arc<Lifecycle>,
+    /// The bearer token that is asked for, if any.
+    pub token: Option<Secret>,
+    /// `/metrics`.
+    pub metrics: Render,
+    /// `/state`.
+    pub state: Render,
+}
+
+fn answer(status: StatusCode, content_type: &str, body: String) -> Response<Vec<u8>> {
+    let mut response = Response::new(body.into_bytes());
+    *response.status_mut() = status;
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, length.into());
+    if let Ok(value) = content_type.parse() {
+        headers.insert(CONTENT_TYPE, value);
+    }
+    response
+}
+
+impl Admin {
+    /// The answer to a request for `path`.
+    #[must_use]
+    pub fn respond(&self, method: &Method, path: &str, authorization: Option<&[u8]>) -> Response<Vec<u8>> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is served here\n".to_owned());
+            response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET"));
+            return response;
+        }
+        let open = matches!(path, "/healthz" | "/readyz");
+        if !open && !self.lets_in(authorization) {
+            let mut response = answer(StatusCode::UNAUTHORIZED, TEXT, "a bearer token is needed\n".to_owned());
+            response.headers_mut().insert(WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        match path {
+            "/" => answer(StatusCode::OK, TEXT, "/metrics\n/state\n/healthz\n/readyz\n".to_owned()),
+            "/healthz" => answer(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            "/readyz" if self.lifecycle.phase() == Phase::Draining => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned())
+            }
+            "/readyz" => answer(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            "/metrics" => answer(StatusCode::OK, PROMETHEUS, (self.metrics)()),
+            "/state" => answer(StatusCode::OK, JSON, (self.state)()),
+            _ => answer(StatusCode::NOT_FOUND, TEXT, "not found; / lists what is here\n".to_owned()),
+        }
+    }
+
+    fn lets_in(&self, authorization: Option<&[u8]>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let given = authorization.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+        given.ct_eq(token.expose().as_bytes()).into()
+    }
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let request = session.req_header();
+        let authorization = request.headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        let response = self.respond(&request.method, request.uri.path(), authorization);
+        if response.status() != StatusCode::OK {
+            session.set_keepalive(None);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admin(token: Option<Secret>) -> Admin {
+        Admin {
+            lifecycle: Lifecycle::new(),
+            token,
+            metrics: Box::new(|| "m".to_owned()),
+            state: Box::new(|| "{}".to_owned()),
+        }
+    }
+
+    fn status(admin: &Admin, path: &str, authorization: Option<&[u8]>) -> u16 {
+        admin.respond(&Method::GET, path, authorization).status().as_u16()
+    }
+
+    #[test]
+    fn a_token_guards_all_but_the_probes() {
+        let admin = admin(Some(Secret::from("tok".to_owned())));
+        assert_eq!(status(&admin, "/metrics", None), 401);
+        assert_eq!(status(&admin, "/metrics", Some(b"Bearer to")), 401);
+        assert_eq!(status(&admin, "/metrics", Some(b"Bearer tok")), 200);
+        assert_eq!((status(&admin, "/healthz", None), status(&admin, "/readyz", None)), (200, 200));
+    }
+
+    #[test]
+    fn a_draining_process_is_not_ready_but_alive() {
+        let admin = admin(None);
+        admin.lifecycle.enter_phase(Phase::Handover);
+        assert_eq!(status(&admin, "/readyz", None), 200, "the successor answers here, too");
+        admin.lifecycle.enter_phase(Phase::Draining);
+        assert_eq!((status(&admin, "/readyz", None), status(&admin, "/healthz", None)), (503, 200));
+    }
+
+    #[test]
+    fn nothing_can_be_written_and_nothing_else_is_found() {
+        let admin = admin(None);
+        assert_eq!(admin.respond(&Method::POST, "/state", None).status(), 405);
+        assert_eq!(status(&admin, "/../metrics", None), 404);
+    }
+}

@@ -1,0 +1,398 @@
+//! The composition root: the only file that knows all rooms. Configuration → running services.
+//!
+//! Called by `main` and `demo`, and by the integration tests, which serve connections themselves.
+
+use crate::access_log::AccessLog;
+use crate::admin::Admin;
+use crate::background::models::{ModelsService, Source};
+use crate::background::probe;
+use crate::config::{self, Config, ListenerTls};
+use crate::metrics::Metrics;
+use crate::proxy::Gateway;
+use crate::proxy::balancer::Balancer;
+use crate::proxy::cluster::Cluster;
+use crate::proxy::guard::{Connections, Guard};
+use crate::proxy::retry::RetryBudget;
+use crate::proxy::route::Routes;
+use crate::proxy::upstream::Upstream;
+use crate::shutdown::Shutdown;
+use crate::state::budget::Budget;
+use crate::state::fleet::Fleet;
+use crate::state::lifecycle::Lifecycle;
+use crate::state::models::ModelList;
+use parking_lot::Mutex;
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::tls::TlsSettings;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::server::{RunArgs, Server};
+use pingora::services::ServiceHandle;
+use pingora::services::background::GenBackgroundService;
+use pingora::services::listening::Service;
+use pingora_proxy::http_proxy;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::WebPkiClientVerifier;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a client may send on one HTTP/2 stream, and on one connection, before it must wait: enough for a long prompt to
+/// arrive without a round trip per 64 KiB.
+const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Connections to backends that are kept for reuse.
+const UPSTREAM_POOL_CONNECTIONS: usize = 512;
+/// Added to the grace period before Pingora's own, harder end, which the process does not wait for.
+const GRACE_MARGIN: Duration = Duration::from_secs(10);
+
+/// Why the process cannot start although its configuration is valid.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A backend cannot be used as configured.
+    #[error("cluster {cluster}: {source}")]
+    Cluster {
+        /// The cluster.
+        cluster: String,
+        /// What is wrong.
+        source: Box<pingora::Error>,
+    },
+    /// The access log cannot be opened.
+    #[error("log.file: {0}")]
+    AccessLog(#[source] std::io::Error),
+    /// A listener's certificates cannot be used.
+    #[error("listeners: tls: {0}")]
+    Tls(String),
+    /// The upgrade socket's folder cannot be made.
+    #[error("server.upgrade_socket: {0}")]
+    UpgradeSocket(#[source] std::io::Error),
+    /// A listener's address cannot be taken.
+    #[error("{key}: {address}: {source}")]
+    Address {
+        /// Whose address it is.
+        key: &'static str,
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The metrics are at odds with each other: a mistake in the program.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Everything that a running gateway is made of.
+pub struct App {
+    config: Config,
+    clusters: Vec<Arc<Cluster>>,
+    /// See [`Lifecycle`].
+    pub lifecycle: Arc<Lifecycle>,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// The merged model list.
+    pub models: Arc<ModelList>,
+    /// Body bytes held.
+    pub budget: Arc<Budget>,
+    /// Client connections.
+    pub connections: Arc<Connections>,
+    access_log: AccessLog,
+}
+
+impl App {
+    /// Builds all parts; starts nothing but the thread of the access log.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub fn new(config: Config) -> Result<Self, AppError> {
+        // Fails only when a provider is installed already, which is as good.
+        let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
+        let metrics = Arc::new(Metrics::new()?);
+        let clusters = config.clusters.iter().map(|cluster| build_cluster(cluster, &config, &metrics).map(Arc::new));
+        Ok(Self {
+            clusters: clusters.collect::<Result<_, _>>()?,
+            lifecycle: Lifecycle::new(),
+            models: ModelList::new(config.clusters.len()),
+            budget: Budget::new(config.limits.buffered_bytes_max),
+            connections: Connections::new(&config.limits),
+            access_log: AccessLog::open(&config.log, metrics.access_log_dropped.clone())
+                .map_err(AppError::AccessLog)?,
+            metrics,
+            config,
+        })
+    }
+
+    /// The clusters in configuration order.
+    #[must_use]
+    pub fn clusters(&self) -> &[Arc<Cluster>] {
+        &self.clusters
+    }
+
+    /// A data plane, to be put behind a listener; `h2c`: whether it takes HTTP/2 without TLS.
+    #[must_use]
+    pub fn guard(&self, server_conf: &Arc<ServerConf>, h2c: bool) -> Guard {
+        let index = |name: &str| self.clusters.iter().position(|cluster| cluster.name() == name);
+        let gateway = Gateway {
+            limits: self.config.limits.clone(),
+            timeouts: self.config.timeouts.clone(),
+            retries: self.config.retries.clone(),
+            clusters: self.clusters.clone(),
+            routes: Routes::new(&self.config.routes, index),
+            retry_budget: RetryBudget::new(self.config.retries.budget_ratio),
+            budget: Arc::clone(&self.budget),
+            models: Arc::clone(&self.models),
+            lifecycle: Arc::clone(&self.lifecycle),
+            metrics: Arc::clone(&self.metrics),
+            access_log: self.access_log.clone(),
+        };
+        let mut proxy = http_proxy(server_conf, gateway);
+        let mut options = HttpServerOptions::default();
+        options.h2c = h2c;
+        options.h2_idle_timeout = Some(self.config.timeouts.idle);
+        proxy.server_options = Some(options);
+        let mut h2_options = default_h2_options();
+        h2_options
+            .initial_window_size(H2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
+        proxy.h2_options = Some(h2_options);
+        Guard::new(Arc::new(proxy), Arc::clone(&self.connections), Arc::clone(&self.metrics))
+    }
+
+    /// The service that keeps the model list.
+    #[must_use]
+    pub fn models_service(&self) -> ModelsService {
+        let source = |(cluster, config): (&Arc<Cluster>, &config::Cluster)| Source {
+            fleet: Arc::clone(&cluster.fleet),
+            backends: config.backends.iter().map(|backend| (base_url(backend), backend.api_key.clone())).collect(),
+        };
+        let periods = self.config.clusters.iter().map(|cluster| cluster.models_period);
+        ModelsService {
+            sources: self.clusters.iter().zip(&self.config.clusters).map(source).collect(),
+            list: Arc::clone(&self.models),
+            bytes_max: self.config.limits.models_bytes_max,
+            period: periods.min().unwrap_or(Duration::from_secs(30)),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// The admin application.
+    #[must_use]
+    pub fn admin(self: &Arc<Self>) -> Admin {
+        let (for_metrics, for_state) = (Arc::clone(self), Arc::clone(self));
+        Admin {
+            lifecycle: Arc::clone(&self.lifecycle),
+            token: self.config.admin.token.clone(),
+            metrics: Box::new(move || for_metrics.render_metrics()),
+            state: Box::new(move || for_state.render_state()),
+        }
+    }
+
+    fn render_metrics(&self) -> String {
+        let gauges = &self.metrics.gauges;
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        for cluster in &self.clusters {
+            for backend in cluster.fleet.backends() {
+                let labels = [cluster.name(), backend.id.as_str()];
+                let load = backend.load();
+                gauges.backend_healthy.with_label_values(&labels).set(i64::from(backend.is_healthy()));
+                gauges.backend_requests.with_label_values(&labels).set(gauge(load.requests));
+                let pending = gauges.backend_pending_prompt_bytes.with_label_values(&labels);
+                pending.set(gauge(load.pending_prompt_bytes));
+            }
+        }
+        gauges.buffered_bytes.set(gauge(self.budget.used()));
+        gauges.requests_in_flight.set(gauge(self.lifecycle.in_flight()));
+        gauges.connections.set(gauge(self.connections.count()));
+        self.metrics.to_text().unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
+    fn render_state(&self) -> String {
+        let clusters = self.clusters.iter().map(|cluster| {
+            let backends = cluster.fleet.backends().iter().map(|backend| {
+                let load = backend.load();
+                json!({
+                    "id": backend.id,
+                    "address": backend.address,
+                    "resolved": backend.resolved(),
+                    "weight": backend.weight,
+                    "healthy": backend.is_healthy(),
+                    "requests_in_flight": load.requests,
+                    "pending_prompt_bytes": load.pending_prompt_bytes,
+                })
+            });
+            json!({
+                "name": cluster.name(),
+                "policy": cluster.policy,
+                "backends": backends.collect::<Vec<_>>(),
+            })
+        });
+        let state = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "phase": format!("{:?}", self.lifecycle.phase()).to_ascii_lowercase(),
+            "requests_in_flight": self.lifecycle.in_flight(),
+            "connections": self.connections.count(),
+            "buffered_bytes": self.budget.used(),
+            "clusters": clusters.collect::<Vec<_>>(),
+        });
+        format!("{state:#}\n")
+    }
+
+    /// Runs until a signal ends the process; `upgrade`: takes the listeners over from a running process first.
+    ///
+    /// # Errors
+    /// When something that the configuration names cannot be used; then nothing is bound.
+    pub fn run(self: Arc<Self>, upgrade: bool) -> Result<(), AppError> {
+        if !upgrade {
+            self.check_addresses()?;
+        }
+        let server_conf = self.server_conf()?;
+        let opt = Opt { upgrade, ..Opt::default() };
+        let mut server = Server::new_with_opt_and_conf(Some(opt), server_conf);
+        server.bootstrap();
+        let conf = Arc::clone(&server.configuration);
+        let balancers: Vec<ServiceHandle> = self
+            .clusters
+            .iter()
+            .map(|cluster| {
+                let name = format!("health {}", cluster.name());
+                server.add_service(GenBackgroundService::new(name, Arc::clone(&cluster.balancer)))
+            })
+            .collect();
+        for service in self.proxy_services(&conf)? {
+            let handle = server.add_service(service);
+            for balancer in &balancers {
+                handle.add_dependency(balancer);
+            }
+        }
+        server.add_service(GenBackgroundService::new("models".to_owned(), Arc::new(self.models_service())));
+        if let Some(address) = self.config.admin.address {
+            let mut admin = Service::new("admin".to_owned(), self.admin());
+            admin.threads = Some(1);
+            admin.add_tcp(&address.to_string());
+            server.add_service(admin);
+        }
+        let shutdown = self.shutdown(&server);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listeners = ?self.config.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>(),
+            admin = ?self.config.admin.address,
+            "kvway starts"
+        );
+        server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
+        self.access_log.close();
+        Ok(())
+    }
+
+    fn shutdown(&self, server: &Server) -> Shutdown {
+        let (connections, access_log) = (Arc::clone(&self.connections), self.access_log.clone());
+        Shutdown {
+            lifecycle: Arc::clone(&self.lifecycle),
+            close_delay: self.config.server.close_delay,
+            grace_period: self.config.server.grace_period,
+            upgrade_socket: self.config.server.upgrade_socket.clone(),
+            connections: Arc::new(move || connections.count()),
+            last_words: Arc::new(move || access_log.close()),
+            phases: Mutex::new(Some(server.watch_execution_phase())),
+        }
+    }
+
+    /// Pingora panics where an address is taken; so they are tried before.
+    fn check_addresses(&self) -> Result<(), AppError> {
+        let listeners = self.config.listeners.iter().map(|listener| ("listeners.address", listener.address));
+        let admin = self.config.admin.address.map(|address| ("admin.address", address));
+        for (key, address) in listeners.chain(admin) {
+            let error = |source| AppError::Address { key, address, source };
+            drop(std::net::TcpListener::bind(address).map_err(error)?);
+        }
+        Ok(())
+    }
+
+    /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
+    fn server_conf(&self) -> Result<ServerConf, AppError> {
+        let server = &self.config.server;
+        if let Some(folder) = server.upgrade_socket.parent().filter(|folder| !folder.exists())
+            && let Err(error) = std::fs::create_dir_all(folder)
+        {
+            tracing::warn!(folder = %folder.display(), %error, "no folder for the upgrade socket: upgrades will not work");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(ServerConf {
+            threads: if server.threads == 0 { cores } else { server.threads },
+            grace_period_seconds: Some((server.grace_period + GRACE_MARGIN).as_secs()),
+            graceful_shutdown_timeout_seconds: Some(1),
+            upgrade_sock: server.upgrade_socket.to_string_lossy().into_owned(),
+            upstream_keepalive_pool_size: UPSTREAM_POOL_CONNECTIONS,
+            max_retries: self.config.retries.tries_max,
+            ..ServerConf::default()
+        })
+    }
+
+    /// One service for the listeners that take HTTP/2 without TLS and one for those that do not; usually only one of
+    /// them has any, and so the connections to the backends are pooled together.
+    fn proxy_services(&self, conf: &Arc<ServerConf>) -> Result<Vec<Service<Guard>>, AppError> {
+        let mut services = Vec::new();
+        for h2c in [true, false] {
+            let mut listeners =
+                self.config.listeners.iter().filter(|listener| listener.h2c == h2c).peekable();
+            if listeners.peek().is_none() {
+                continue;
+            }
+            let name = if h2c { "proxy" } else { "proxy without h2c" };
+            let mut service = Service::new(name.to_owned(), self.guard(conf, h2c));
+            for listener in listeners {
+                let address = listener.address.to_string();
+                match &listener.tls {
+                    None => service.add_tcp(&address),
+                    Some(tls) => service.add_tls_with_settings(&address, None, tls_settings(tls)?),
+                }
+            }
+            services.push(service);
+        }
+        Ok(services)
+    }
+}
+
+fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) -> Result<Cluster, AppError> {
+    let error = |source| AppError::Cluster { cluster: cluster.name.clone(), source };
+    let entry = |backend: &config::Backend| (backend.id.clone(), backend.address.clone(), backend.weight);
+    let fleet = Fleet::new(&cluster.name, cluster.backends.iter().map(entry));
+    let upstream = |backend| Upstream::new(backend, &config.timeouts);
+    let upstreams = cluster.backends.iter().map(upstream).collect::<Result<Vec<_>, _>>().map_err(error)?;
+    let probes = upstreams.iter().map(|upstream| upstream.probe(cluster.health.timeout)).collect();
+    let backends = probe::backends(&fleet, &cluster.health, probes).map_err(error)?;
+    let resolve_period = probe::resolve_period(&fleet);
+    let of_backend = |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
+    Ok(Cluster {
+        policy: cluster.policy,
+        hash_header: cluster.hash_header.clone(),
+        balancer: Arc::new(Balancer::new(cluster.policy, backends, cluster.health.period, resolve_period)),
+        upstreams,
+        metrics: metrics.cluster(&cluster.name),
+        backend_metrics: cluster.backends.iter().map(of_backend).collect(),
+        fleet,
+    })
+}
+
+fn base_url(backend: &config::Backend) -> String {
+    let scheme = if backend.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", backend.address)
+}
+
+/// TLS 1.2 and 1.3 with HTTP/2 offered, and client certificates asked for where an authority is configured.
+fn tls_settings(tls: &ListenerTls) -> Result<TlsSettings, AppError> {
+    let text = |error: &dyn std::fmt::Display| AppError::Tls(error.to_string());
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let mut settings =
+        TlsSettings::intermediate(&path(&tls.certificate), &path(&tls.key)).map_err(|error| text(&error))?;
+    settings.enable_h2();
+    if let Some(authority) = &tls.client_ca {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(authority).map_err(|error| text(&error))? {
+            roots.add(certificate.map_err(|error| text(&error))?).map_err(|error| text(&error))?;
+        }
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(|error| text(&error))?;
+        settings.set_client_cert_verifier(verifier);
+    }
+    Ok(settings)
+}
