@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::error::Fault;
-use super::tree::Spot;
+use super::spot::Spot;
 use super::{Cluster, Config, Retries};
 
 const LISTENERS_MAX: usize = 16;

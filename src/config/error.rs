@@ -84,16 +84,16 @@ impl Fault {
 
     /// Puts a key in front of the path.
     pub(super) fn under_key(self, key: &str) -> Self {
-        self.under(key.to_owned())
+        self.under(key)
     }
 
     /// Puts a list index in front of the path.
     pub(super) fn under_index(self, index: usize) -> Self {
-        self.under(format!("[{index}]"))
+        self.under(&format!("[{index}]"))
     }
 
-    fn under(mut self, parent: String) -> Self {
-        self.key = join(&parent, &self.key);
+    fn under(mut self, parent: &str) -> Self {
+        self.key = join(parent, &self.key);
         self
     }
 

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::error::Fault;
-use super::tree::Spot;
+use super::spot::Spot;
 use super::{Config, ListenerTls};
 
 pub(super) fn check(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {

@@ -228,7 +228,7 @@ impl de::Error for Fault {
         let mut message = format!("{} is not a known key", key_shown(found));
         match found.split_once(':') {
             Some((key, _)) if known.contains(&key) => {
-                message.push_str(": a space is missing after the colon")
+                message.push_str(": a space is missing after the colon");
             }
             _ => message.push_str(&did_you_mean(found, known, ", ")),
         }
