@@ -48,18 +48,26 @@ impl<'a> Spot<'a> {
         self.line
     }
 
-    /// The path of the key.
-    pub(super) fn path(&self) -> &str {
-        &self.key
+    /// This place in words, for messages about another one.
+    pub(super) fn named(&self) -> String {
+        match self.node {
+            Some(_) => format!("{} on line {}", self.key, self.line),
+            None => format!("the default of {}", self.key),
+        }
     }
 
-    /// The value as written, or `or` if the file leaves it to the default.
-    pub(super) fn shown(&self, or: &str) -> String {
-        self.node.map_or_else(|| or.to_owned(), Node::shown)
+    /// The value as written; nothing if the file leaves it to the default.
+    pub(super) fn shown(&self) -> String {
+        self.shown_or("")
+    }
+
+    /// The value as written, or the default that the file leaves it to.
+    pub(super) fn shown_or(&self, default: &str) -> String {
+        self.node.map_or_else(|| default.to_owned(), Node::shown)
     }
 
     pub(super) fn fault(&self, message: impl Into<String>) -> Fault {
-        Fault::new(message).at(self.line).under_key(&self.key)
+        Fault::new(message).at(self.line).under_path(&self.key)
     }
 
     fn step(&self, node: Option<&'a Node>, child: &str) -> Self {

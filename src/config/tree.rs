@@ -66,7 +66,13 @@ impl Node {
                 if chars.next().is_some() {
                     shown.push('…');
                 }
-                if scalar.plain { shown } else { format!("{shown:?}") }
+                if scalar.plain {
+                    shown
+                } else if shown.parse::<f64>().is_ok() || matches!(shown.as_str(), "true" | "false") {
+                    format!("the text {shown:?}")
+                } else {
+                    format!("{shown:?}")
+                }
             }
             Data::List(_) => "a list".to_owned(),
             Data::Map(_) => "a mapping".to_owned(),

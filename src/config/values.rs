@@ -115,30 +115,33 @@ pub(super) fn duration<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>
             .map(Duration::from_millis),
         _ => None,
     };
-    let (min, max) = (duration_text(MIN), duration_text(MAX));
+    let (min, max) = (ms_text(MIN), ms_text(MAX));
     d.deserialize_any(Scalar {
         allowed: format!("{min} to {max}; the units are ms, s, m and h"),
         read,
     })
 }
 
-/// Writes a number of bytes with the largest unit that divides it.
+/// Writes a number of bytes with the largest unit that divides it, or as a plain number.
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde gives a reference to the field"
 )]
 pub(super) fn write_size<S: Serializer>(bytes: &usize, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&size_text(*bytes))
+    let text = size_text(*bytes);
+    match digits(&text) {
+        Some(bytes) => s.serialize_u64(bytes),
+        None => s.serialize_str(&text),
+    }
 }
 
 /// Writes a duration as it is read.
 pub(super) fn write_duration<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&duration_text(
-        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-    ))
+    s.serialize_str(&duration_text(*duration))
 }
 
-fn size_text(bytes: usize) -> String {
+/// A size as it is read.
+pub(super) fn size_text(bytes: usize) -> String {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     match SIZES
         .iter()
@@ -149,7 +152,12 @@ fn size_text(bytes: usize) -> String {
     }
 }
 
-fn duration_text(ms: u64) -> String {
+/// A duration as it is read.
+pub(super) fn duration_text(duration: Duration) -> String {
+    ms_text(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn ms_text(ms: u64) -> String {
     let (hours, minutes) = (ms / 3_600_000, ms / 60_000 % 60);
     let (seconds, ms) = (ms / 1000 % 60, ms % 1000);
     let parts = [(hours, "h"), (minutes, "m"), (seconds, "s"), (ms, "ms")];
