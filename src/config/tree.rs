@@ -67,7 +67,7 @@ impl Node {
                     shown.push('…');
                 }
                 if scalar.plain {
-                    shown
+                    shown.replace(char::is_control, " ")
                 } else if shown.parse::<f64>().is_ok() || matches!(shown.as_str(), "true" | "false") {
                     format!("the text {shown:?}")
                 } else {
