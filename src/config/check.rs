@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::error::Fault;
-use super::tree::Spot;
+use super::spot::Spot;
+use super::values::{duration_text, size_text};
 use super::{Cluster, Config, Retries};
 
 const LISTENERS_MAX: usize = 16;
@@ -33,15 +34,11 @@ fn listeners(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     if let Some(address) = config.admin.address {
         taken.push((address, root.key("admin").key("address")));
     }
+    // Of two that collide, the later is reported: what the file says, rather than a default.
+    taken.sort_by_key(|(_, spot)| spot.is_written());
     for (n, (address, spot)) in taken.iter().enumerate() {
         if let Some((_, first)) = taken.iter().take(n).find(|(first, _)| collide(first, address)) {
-            // An address that the file leaves to its default is a public value.
-            let shown = spot.shown(&address.to_string());
-            return Err(spot.fault(format!(
-                "{shown} is already taken by {} on line {}",
-                first.path(),
-                first.line()
-            )));
+            return Err(spot.fault(format!("{} is already taken by {}", spot.shown(), first.named())));
         }
     }
     Ok(())
@@ -56,28 +53,34 @@ fn collide(a: &SocketAddr, b: &SocketAddr) -> bool {
 fn bounds(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     if limits.buffered_bytes_max < limits.body_bytes_max {
-        let spot = root.key("limits");
-        return Err(either(&spot, "buffered_bytes_max", "body_bytes_max").fault(
-            "buffered_bytes_max is smaller than body_bytes_max: the largest body could never be held",
-        ));
+        let buffered = root.key("limits").key("buffered_bytes_max");
+        let body = root
+            .key("limits")
+            .key("body_bytes_max")
+            .shown_or(&size_text(limits.body_bytes_max));
+        let shown = buffered.shown_or(&size_text(limits.buffered_bytes_max));
+        return Err(buffered.fault(format!(
+            "{shown} is not allowed (at least body_bytes_max, {body})"
+        )));
     }
     if timeouts.total < timeouts.first_byte {
-        let spot = root.key("timeouts");
-        return Err(either(&spot, "first_byte", "total").fault(
-            "first_byte is longer than total: the whole request would end before its first byte is due",
-        ));
+        let (first_byte, total) = (
+            root.key("timeouts").key("first_byte"),
+            root.key("timeouts").key("total"),
+        );
+        let first_byte_shown = first_byte.shown_or(&duration_text(timeouts.first_byte));
+        let total_shown = total.shown_or(&duration_text(timeouts.total));
+        return Err(if total.is_written() {
+            total.fault(format!(
+                "{total_shown} is not allowed (at least first_byte, {first_byte_shown})"
+            ))
+        } else {
+            first_byte.fault(format!(
+                "{first_byte_shown} is not allowed (at most total, {total_shown})"
+            ))
+        });
     }
     Ok(())
-}
-
-/// The first of two keys that the file sets.
-fn either<'a>(section: &Spot<'a>, first: &str, second: &str) -> Spot<'a> {
-    let first = section.key(first);
-    if first.is_written() {
-        first
-    } else {
-        section.key(second)
-    }
 }
 
 fn retries(retries: &Retries, spot: &Spot<'_>) -> Result<(), Fault> {
@@ -89,7 +92,7 @@ fn retries(retries: &Retries, spot: &Spot<'_>) -> Result<(), Fault> {
     {
         Some((n, _)) => Err(spot
             .index(n)
-            .fault(format!("{} stands in the list twice", spot.index(n).shown("")))),
+            .fault(format!("{} stands in the list twice", spot.index(n).shown()))),
         None => Ok(()),
     }
 }
@@ -137,20 +140,18 @@ fn routes(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
         {
             let clusters = root.key("clusters");
             let known: Vec<_> = (0..config.clusters.len())
-                .map(|n| clusters.index(n).key("name").shown(""))
+                .map(|n| clusters.index(n).key("name").shown())
                 .collect();
             let spot = spot.key("cluster");
             return Err(spot.fault(format!(
                 "{} is not a cluster (known: {})",
-                spot.shown(""),
+                spot.shown(),
                 known.join(", ")
             )));
         }
         if let Some(first) = config.routes.iter().take(n).position(|first| first.hides(route)) {
-            let line = root.key("routes").index(first).line();
-            return Err(spot.fault(format!(
-                "never reached: routes[{first}] on line {line} takes all its requests"
-            )));
+            let first = root.key("routes").index(first).named();
+            return Err(spot.fault(format!("never reached: {first} takes all its requests")));
         }
     }
     Ok(())
@@ -169,11 +170,7 @@ fn unique<'a>(values: impl Iterator<Item = (String, Spot<'a>)>) -> Result<(), Fa
     let mut first: HashMap<String, Spot<'a>> = HashMap::new();
     for (value, spot) in values {
         if let Some(first) = first.get(&value) {
-            let (path, line) = (first.path(), first.line());
-            return Err(spot.fault(format!(
-                "{} is already taken by {path} on line {line}",
-                spot.shown("")
-            )));
+            return Err(spot.fault(format!("{} is already taken by {}", spot.shown(), first.named())));
         }
         first.insert(value, spot);
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
+use super::names;
 use super::secret::Secret;
 use super::values::{self, DAY_MS};
 
@@ -14,7 +15,7 @@ use super::values::{self, DAY_MS};
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// The name that routes, metrics and logs use.
-    #[serde(deserialize_with = "values::label")]
+    #[serde(deserialize_with = "names::label")]
     pub name: String,
     /// The rule that chooses a backend.
     #[serde(default)]
@@ -27,8 +28,8 @@ pub struct Cluster {
     /// The header that `consistent_hash` hashes; `None` = the client address.
     #[serde(
         default,
-        deserialize_with = "values::optional::<_, values::Header, _>",
-        serialize_with = "values::write_header"
+        deserialize_with = "names::optional::<_, names::Header, _>",
+        serialize_with = "names::write_header"
     )]
     pub hash_header: Option<HeaderName>,
     /// How often `/v1/models` is fetched from the backends.
@@ -60,10 +61,10 @@ pub enum Policy {
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// The name that metrics and logs use.
-    #[serde(deserialize_with = "values::label")]
+    #[serde(deserialize_with = "names::label")]
     pub id: String,
     /// `host:port` as written: an IP address or a DNS name, which is resolved later.
-    #[serde(deserialize_with = "values::server_address")]
+    #[serde(deserialize_with = "names::server_address")]
     pub address: String,
     /// The share of requests relative to the other backends.
     #[serde(default = "one", deserialize_with = "values::integer::<1, 1000, _>")]
@@ -81,10 +82,10 @@ pub struct Backend {
 #[serde(default, deny_unknown_fields)]
 pub struct BackendTls {
     /// The name the certificate must hold; `None` = the host of the address.
-    #[serde(deserialize_with = "values::optional::<_, values::Host, _>")]
+    #[serde(deserialize_with = "names::optional::<_, names::Host, _>")]
     pub server_name: Option<String>,
     /// PEM file of the authorities to trust; `None` = those of the system.
-    #[serde(deserialize_with = "values::optional::<_, values::FilePath, _>")]
+    #[serde(deserialize_with = "names::optional::<_, names::FilePath, _>")]
     pub ca: Option<PathBuf>,
     /// Whether the certificate is checked at all.
     pub verify: bool,
@@ -105,7 +106,7 @@ impl Default for BackendTls {
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
     /// What is fetched; 200 is healthy.
-    #[serde(deserialize_with = "values::url_path")]
+    #[serde(deserialize_with = "names::url_path")]
     pub path: String,
     /// From one check to the next.
     #[serde(

@@ -82,18 +82,19 @@ impl Fault {
         self
     }
 
-    /// Puts a key in front of the path.
+    /// Puts a key of the file in front of the path.
     pub(super) fn under_key(self, key: &str) -> Self {
-        self.under(key.to_owned())
+        self.under_path(&key_shown(key))
     }
 
     /// Puts a list index in front of the path.
     pub(super) fn under_index(self, index: usize) -> Self {
-        self.under(format!("[{index}]"))
+        self.under_path(&format!("[{index}]"))
     }
 
-    fn under(mut self, parent: String) -> Self {
-        self.key = join(&parent, &self.key);
+    /// Puts the path of a known key in front of the path.
+    pub(super) fn under_path(mut self, parent: &str) -> Self {
+        self.key = join(parent, &self.key);
         self
     }
 
@@ -120,4 +121,15 @@ pub(super) fn join(parent: &str, child: &str) -> String {
         "."
     };
     format!("{parent}{dot}{child}")
+}
+
+/// Shows a key without what follows a colon in it: with a forgotten space that may be a secret.
+pub(super) fn key_shown(key: &str) -> String {
+    let word = |c: &char| c.is_ascii_alphanumeric() || "_-.$<>".contains(*c);
+    let shown: String = key.chars().take_while(word).take(40).collect();
+    if shown.len() == key.len() {
+        shown
+    } else {
+        format!("{shown}…")
+    }
 }

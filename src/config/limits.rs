@@ -130,12 +130,12 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             header: Duration::from_secs(10),
-            body: Duration::from_secs(60),
-            idle: Duration::from_secs(60),
+            body: Duration::from_mins(1),
+            idle: Duration::from_mins(1),
             connect: Duration::from_secs(2),
-            first_byte: Duration::from_secs(600),
-            between_bytes: Duration::from_secs(120),
-            total: Duration::from_secs(1800),
+            first_byte: Duration::from_mins(10),
+            between_bytes: Duration::from_mins(2),
+            total: Duration::from_mins(30),
             upstream_idle: Duration::from_secs(3),
             drain: Duration::from_secs(2),
         }

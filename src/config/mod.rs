@@ -9,8 +9,8 @@
 //! | `tree.rs` | YAML → a tree that knows its lines |
 //! | `reader.rs` | tree → types; unknown, missing and doubled keys |
 //! | `server.rs`, `limits.rs`, `cluster.rs`, `route.rs` | the sections: fields, defaults, bounds |
-//! | `values.rs`, `secret.rs` | how single values are written |
-//! | `check.rs` | what no single value can know: names, addresses, routes |
+//! | `values.rs`, `names.rs`, `secret.rs` | how single values are written |
+//! | `check.rs`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
 //! | `pem.rs` | the certificates and keys that the file names |
 //! | `error.rs` | the one line that says what is wrong |
 //!
@@ -20,11 +20,13 @@ mod check;
 mod cluster;
 mod error;
 mod limits;
+mod names;
 mod pem;
 mod reader;
 mod route;
 mod secret;
 mod server;
+mod spot;
 mod substitute;
 mod tree;
 mod values;
@@ -41,7 +43,8 @@ pub use secret::Secret;
 pub use server::{AccessLog, Admin, Level, Listener, ListenerTls, Log, Server};
 
 use error::Fault;
-use tree::{Node, Spot};
+use spot::Spot;
+use tree::Node;
 
 /// The largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;

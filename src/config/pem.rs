@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::error::Fault;
-use super::tree::Spot;
+use super::spot::Spot;
 use super::{Config, ListenerTls};
 
 pub(super) fn check(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
@@ -38,10 +38,10 @@ fn check_listener(tls: &ListenerTls, spot: &Spot<'_>) -> Result<(), Fault> {
     let key = PrivateKeyDer::from_pem_file(&tls.key)
         .map_err(|error| refused(&spot_key, "a private key", &error))?;
     CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| {
-        let shown = spot_key.shown("");
+        let shown = spot_key.shown();
         spot_key.fault(format!(
             "{shown} does not fit the certificate {}: {error}",
-            spot.key("certificate").shown("")
+            spot.key("certificate").shown()
         ))
     })?;
     match &tls.client_ca {
@@ -54,10 +54,7 @@ fn check_authorities(path: &Path, spot: &Spot<'_>) -> Result<(), Fault> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(path, spot)? {
         store.add(certificate).map_err(|error| {
-            spot.fault(format!(
-                "{} holds an unusable certificate: {error}",
-                spot.shown("")
-            ))
+            spot.fault(format!("{} holds an unusable certificate: {error}", spot.shown()))
         })?;
     }
     Ok(())
@@ -78,7 +75,7 @@ fn certificates(path: &Path, spot: &Spot<'_>) -> Result<Vec<CertificateDer<'stat
 
 /// A file without what it should hold. The content is not shown.
 fn refused(spot: &Spot<'_>, what: &str, error: &pem::Error) -> Fault {
-    let shown = spot.shown("");
+    let shown = spot.shown();
     spot.fault(match error {
         pem::Error::Io(error) => format!("{shown} cannot be read: {error}"),
         pem::Error::NoItemsFound => format!("{shown} holds no {} in PEM form", what.trim_start_matches("a ")),

@@ -9,7 +9,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::error::Fault;
+use super::error::{Fault, key_shown};
 use super::tree::{Data, Key, Node, Scalar};
 
 /// Reads a value from a node.
@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
                     if let Some((first, _)) = entries.iter().take(n).find(|(first, _)| first.text == key.text)
                     {
                         let message = format!("given twice, first on line {}", first.line);
-                        return Err(Fault::new(message).at(key.line).under_key(&key_shown(&key.text)));
+                        return Err(Fault::new(message).at(key.line).under_key(&key.text));
                     }
                 }
                 Ok(Entries {
@@ -209,7 +209,10 @@ impl de::Error for Fault {
     }
 
     fn invalid_type(_found: Unexpected<'_>, allowed: &dyn Expected) -> Self {
-        Fault::refused(allowed.to_string())
+        match allowed.to_string().as_str() {
+            "a boolean" => Fault::refused("true or false"),
+            allowed => Fault::refused(allowed),
+        }
     }
 
     fn invalid_value(_found: Unexpected<'_>, allowed: &dyn Expected) -> Self {
@@ -228,7 +231,7 @@ impl de::Error for Fault {
         let mut message = format!("{} is not a known key", key_shown(found));
         match found.split_once(':') {
             Some((key, _)) if known.contains(&key) => {
-                message.push_str(": a space is missing after the colon")
+                message.push_str(": a space is missing after the colon");
             }
             _ => message.push_str(&did_you_mean(found, known, ", ")),
         }
@@ -240,22 +243,15 @@ impl de::Error for Fault {
     }
 }
 
-/// Shows a key without what follows a colon in it: with a forgotten space that may be a secret.
-fn key_shown(key: &str) -> String {
-    let word = |c: &char| c.is_ascii_alphanumeric() || "_-.$<>".contains(*c);
-    let shown: String = key.chars().take_while(word).take(40).collect();
-    if shown.len() == key.len() {
-        shown
-    } else {
-        format!("{shown}…")
-    }
-}
-
+/// Names the closest known word, if there is a close one. Numbers are too close to each other to guess.
 fn did_you_mean(found: &str, known: &[&str], before: &str) -> String {
-    let distance = |name: &str| strsim::damerau_levenshtein(&found.to_ascii_lowercase(), name);
+    let found = found.to_ascii_lowercase();
+    let distance = |name: &str| strsim::damerau_levenshtein(&found, name);
     let closest = known.iter().map(|name| (distance(name), name)).min();
     match closest {
-        Some((distance, name)) if distance <= 2 && distance < name.len() => {
+        Some((distance, name))
+            if distance <= 2 && distance < name.len() && !found.starts_with(char::is_numeric) =>
+        {
             format!("{before}did you mean {name}?")
         }
         _ => String::new(),

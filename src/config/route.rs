@@ -4,7 +4,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use super::values;
+use super::names;
 
 /// Sends requests for a path and a model to a cluster. Routes are asked in the order of the file; the first that takes
 /// a request decides.
@@ -12,13 +12,13 @@ use super::values;
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// A prefix of whole segments: `/v1` takes `/v1` and `/v1/models`, not `/v10`.
-    #[serde(default = "root", deserialize_with = "values::url_path")]
+    #[serde(default = "root", deserialize_with = "names::url_path")]
     pub path: String,
     /// The model that the request names.
     #[serde(default)]
     pub model: ModelPattern,
     /// The name of the cluster.
-    #[serde(deserialize_with = "values::label")]
+    #[serde(deserialize_with = "names::label")]
     pub cluster: String,
 }
 
@@ -142,7 +142,7 @@ impl Serialize for ModelPattern {
 
 impl<'de> Deserialize<'de> for ModelPattern {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        values::text(
+        names::text(
             d,
             "the name of a model or a glob such as org/*",
             ModelPattern::new,

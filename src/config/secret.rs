@@ -36,7 +36,7 @@ impl Serialize for Secret {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let allowed = format!("1 to {CHARS_MAX} visible ASCII characters, without spaces");
-        let secret = super::values::text(d, &allowed, |text| Some(text.to_owned()))?;
+        let secret = super::names::text(d, &allowed, |text| Some(text.to_owned()))?;
         let fits = (1..=CHARS_MAX).contains(&secret.len()) && secret.bytes().all(|b| b.is_ascii_graphic());
         // A message of its own, because a refused value is shown otherwise.
         if fits {

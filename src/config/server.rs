@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::names;
 use super::secret::Secret;
 use super::values::{self, DAY_MS, SECOND_MS};
 
@@ -29,7 +30,7 @@ pub struct Server {
     )]
     pub close_delay: Duration,
     /// Where a successor takes over the listening sockets.
-    #[serde(deserialize_with = "values::path")]
+    #[serde(deserialize_with = "names::path")]
     pub upgrade_socket: PathBuf,
 }
 
@@ -37,7 +38,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             threads: 0,
-            grace_period: Duration::from_secs(600),
+            grace_period: Duration::from_mins(10),
             close_delay: Duration::from_secs(1),
             upgrade_socket: PathBuf::from("/run/kvway/upgrade.sock"),
         }
@@ -49,7 +50,7 @@ impl Default for Server {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// IP address and port; port 0 lets the system choose.
-    #[serde(deserialize_with = "values::listen_address")]
+    #[serde(deserialize_with = "names::listen_address")]
     pub address: SocketAddr,
     /// Whether HTTP/2 without TLS is spoken beside HTTP/1.1.
     #[serde(default = "yes")]
@@ -64,13 +65,13 @@ pub struct Listener {
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// The certificate chain, own certificate first.
-    #[serde(deserialize_with = "values::path")]
+    #[serde(deserialize_with = "names::path")]
     pub certificate: PathBuf,
     /// The private key of the certificate.
-    #[serde(deserialize_with = "values::path")]
+    #[serde(deserialize_with = "names::path")]
     pub key: PathBuf,
     /// Clients must present a certificate signed by one of these; `None` = no client certificates.
-    #[serde(default, deserialize_with = "values::optional::<_, values::FilePath, _>")]
+    #[serde(default, deserialize_with = "names::optional::<_, names::FilePath, _>")]
     pub client_ca: Option<PathBuf>,
 }
 
@@ -89,7 +90,7 @@ pub(super) fn listeners() -> Vec<Listener> {
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// IP address and port; `None` = no admin listener.
-    #[serde(deserialize_with = "values::optional::<_, values::ListenAddress, _>")]
+    #[serde(deserialize_with = "names::optional::<_, names::ListenAddress, _>")]
     pub address: Option<SocketAddr>,
     /// The bearer token that admin requests must carry; `None` = none.
     pub token: Option<Secret>,
@@ -113,7 +114,7 @@ pub struct Log {
     /// The least important event that is logged.
     pub level: Level,
     /// The file of the access log; `None` = standard output.
-    #[serde(deserialize_with = "values::optional::<_, values::FilePath, _>")]
+    #[serde(deserialize_with = "names::optional::<_, names::FilePath, _>")]
     pub file: Option<PathBuf>,
 }
 

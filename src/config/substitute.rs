@@ -123,7 +123,7 @@ fn value(
                 .any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER || stands_in(c))
             {
                 return Err(Fault::new(format!(
-                    "the environment variable {name} holds a line break, a control character or what is not text"
+                    "the environment variable {name} holds a line break, another control character or bytes that are not UTF-8"
                 )));
             }
             Ok((value, true))

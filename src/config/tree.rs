@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::error::{Fault, join};
+use super::error::Fault;
 
 const DEPTH_MAX: usize = 32;
 const NODES_MAX: usize = 100_000;
@@ -66,7 +66,13 @@ impl Node {
                 if chars.next().is_some() {
                     shown.push('…');
                 }
-                if scalar.plain { shown } else { format!("{shown:?}") }
+                if scalar.plain {
+                    shown.replace(char::is_control, " ")
+                } else if shown.parse::<f64>().is_ok() || matches!(shown.as_str(), "true" | "false") {
+                    format!("the text {shown:?}")
+                } else {
+                    format!("{shown:?}")
+                }
             }
             Data::List(_) => "a list".to_owned(),
             Data::Map(_) => "a mapping".to_owned(),
@@ -78,72 +84,6 @@ impl Node {
             Data::Scalar(_) => 0,
             Data::List(items) => items.iter().map(Node::nodes).sum(),
             Data::Map(entries) => entries.iter().map(|(_, node)| node.nodes()).sum(),
-        }
-    }
-}
-
-/// A place in the file: the path of a key, and the node there if the file has one.
-#[derive(Clone, Debug)]
-pub(super) struct Spot<'a> {
-    node: Option<&'a Node>,
-    line: usize,
-    key: String,
-}
-
-impl<'a> Spot<'a> {
-    pub(super) fn root(node: &'a Node) -> Self {
-        Self {
-            node: Some(node),
-            line: node.line,
-            key: String::new(),
-        }
-    }
-
-    pub(super) fn key(&self, key: &str) -> Self {
-        let node = self.node.and_then(|node| match &node.data {
-            Data::Map(entries) => entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| node),
-            _ => None,
-        });
-        self.step(node, key)
-    }
-
-    pub(super) fn index(&self, index: usize) -> Self {
-        let node = self.node.and_then(|node| match &node.data {
-            Data::List(items) => items.get(index),
-            _ => None,
-        });
-        self.step(node, &format!("[{index}]"))
-    }
-
-    /// Whether the file says something here, rather than leaving it to the default.
-    pub(super) fn is_written(&self) -> bool {
-        self.node.is_some()
-    }
-
-    /// The line of this place; of the nearest parent if the file leaves it to the default.
-    pub(super) fn line(&self) -> usize {
-        self.line
-    }
-
-    /// The path of the key.
-    pub(super) fn path(&self) -> &str {
-        &self.key
-    }
-
-    /// The value as written, or `or` if the file leaves it to the default.
-    pub(super) fn shown(&self, or: &str) -> String {
-        self.node.map_or_else(|| or.to_owned(), Node::shown)
-    }
-
-    pub(super) fn fault(&self, message: impl Into<String>) -> Fault {
-        Fault::new(message).at(self.line).under_key(&self.key)
-    }
-
-    fn step(&self, node: Option<&'a Node>, child: &str) -> Self {
-        Self {
-            node,
-            line: node.map_or(self.line, |node| node.line),
-            key: join(&self.key, child),
         }
     }
 }
@@ -292,7 +232,7 @@ impl Builder {
                         *pending = Some(Key {
                             line: node.line,
                             text: scalar.text,
-                        })
+                        });
                     }
                     _ => return Err(Fault::new(format!("{} cannot be a key", node.shown()))),
                 },

@@ -1,15 +1,12 @@
-//! How single values are written in the file: ranges, sizes, durations, addresses, names.
+//! How quantities are written in the file: numbers, shares, sizes, durations, each within its bounds.
 //!
 //! Used through `deserialize_with` and `serialize_with` by the sections, so that a refused value carries its line. Each
 //! reader says what is allowed in words that complete "… is not allowed (…)".
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use http::HeaderName;
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::ser::Serializer;
 
 pub(super) const KIB: usize = 1 << 10;
@@ -27,12 +24,13 @@ const DURATIONS: [(&str, u64); 4] = [
 ];
 
 /// A scalar that is read from what was written: a number as such, anything else as text.
-struct Scalar<F> {
-    allowed: String,
-    read: F,
+pub(super) struct Scalar<F> {
+    pub(super) allowed: String,
+    pub(super) read: F,
 }
 
-enum Written<'a> {
+/// What the file says.
+pub(super) enum Written<'a> {
     Integer(u64),
     Decimal(f64),
     Text(&'a str),
@@ -117,145 +115,33 @@ pub(super) fn duration<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>
             .map(Duration::from_millis),
         _ => None,
     };
-    let (min, max) = (duration_text(MIN), duration_text(MAX));
+    let (min, max) = (ms_text(MIN), ms_text(MAX));
     d.deserialize_any(Scalar {
         allowed: format!("{min} to {max}; the units are ms, s, m and h"),
         read,
     })
 }
 
-/// Text that `read` accepts.
-pub(super) fn text<'de, D: Deserializer<'de>, T>(
-    d: D,
-    allowed: &str,
-    read: impl Fn(&str) -> Option<T>,
-) -> Result<T, D::Error> {
-    let read = |written: Written<'_>| match written {
-        Written::Text(text) => read(text),
-        _ => None,
-    };
-    d.deserialize_str(Scalar {
-        allowed: allowed.to_owned(),
-        read,
-    })
-}
-
-/// `T` or null, for readers that are types.
-pub(super) fn optional<'de, D: Deserializer<'de>, N: Deserialize<'de> + Into<T>, T>(
-    d: D,
-) -> Result<Option<T>, D::Error> {
-    Ok(Option::<N>::deserialize(d)?.map(Into::into))
-}
-
-/// Declares a type that exists to be read inside of an `Option`.
-macro_rules! readable {
-    ($name:ident, $inner:ty, $reader:path) => {
-        pub(super) struct $name($inner);
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                $reader(d).map(Self)
-            }
-        }
-
-        impl From<$name> for $inner {
-            fn from(value: $name) -> Self {
-                value.0
-            }
-        }
-    };
-}
-
-readable!(ListenAddress, SocketAddr, listen_address);
-readable!(FilePath, PathBuf, path);
-readable!(Header, HeaderName, header_name);
-readable!(Host, String, host);
-
-/// An address to listen on. Port 0 lets the system choose.
-pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
-    text(d, "ip:port, such as 0.0.0.0:8080 or [::1]:8080", |text| {
-        text.parse().ok()
-    })
-}
-
-/// The address of a server: an IP address or a DNS name, and a port.
-pub(super) fn server_address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    text(
-        d,
-        "host:port, such as 10.0.0.10:8000, [::1]:8000 or vllm-0.example:8000",
-        |text| {
-            let (host, port) = text.rsplit_once(':')?;
-            let port = digits(port).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port));
-            (port && is_host(host)).then(|| text.to_owned())
-        },
-    )
-}
-
-/// A DNS name or an IP address without brackets, for the name in a certificate.
-fn host<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    text(d, "a DNS name or an IP address", |text| {
-        (is_host(text) || text.parse::<Ipv6Addr>().is_ok()).then(|| text.to_owned())
-    })
-}
-
-/// A name that may become a metric label.
-pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    text(d, "1 to 64 of the characters A-Z a-z 0-9 . _ -", |text| {
-        let fits = (1..=64).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        fits.then(|| text.to_owned())
-    })
-}
-
-/// The path of a URL, without query.
-pub(super) fn url_path<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    text(d, "a path that begins with /, without spaces, ? and #", |text| {
-        let fits = text.starts_with('/')
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
-        fits.then(|| text.to_owned())
-    })
-}
-
-/// The path of a file. Relative paths begin at the working directory.
-pub(super) fn path<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
-    text(d, "the path of a file", |text| {
-        (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
-    })
-}
-
-/// The name of an HTTP header, in any case.
-fn header_name<'de, D: Deserializer<'de>>(d: D) -> Result<HeaderName, D::Error> {
-    text(d, "the name of an HTTP header, such as x-user-id", |text| {
-        text.parse().ok()
-    })
-}
-
-/// Writes a number of bytes with the largest unit that divides it.
+/// Writes a number of bytes with the largest unit that divides it, or as a plain number.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde gives a reference to the field"
+)]
 pub(super) fn write_size<S: Serializer>(bytes: &usize, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&size_text(*bytes))
+    let text = size_text(*bytes);
+    match digits(&text) {
+        Some(bytes) => s.serialize_u64(bytes),
+        None => s.serialize_str(&text),
+    }
 }
 
 /// Writes a duration as it is read.
 pub(super) fn write_duration<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&duration_text(
-        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-    ))
+    s.serialize_str(&duration_text(*duration))
 }
 
-/// Writes the name of a header, or null.
-#[expect(clippy::ref_option, reason = "serde gives a reference to the field")]
-pub(super) fn write_header<S: Serializer>(header: &Option<HeaderName>, s: S) -> Result<S::Ok, S::Error> {
-    match header {
-        Some(header) => s.serialize_some(header.as_str()),
-        None => s.serialize_none(),
-    }
-}
-
-fn size_text(bytes: usize) -> String {
+/// A size as it is read.
+pub(super) fn size_text(bytes: usize) -> String {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     match SIZES
         .iter()
@@ -266,15 +152,20 @@ fn size_text(bytes: usize) -> String {
     }
 }
 
-fn duration_text(ms: u64) -> String {
+/// A duration as it is read.
+pub(super) fn duration_text(duration: Duration) -> String {
+    ms_text(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn ms_text(ms: u64) -> String {
     let (hours, minutes) = (ms / 3_600_000, ms / 60_000 % 60);
     let (seconds, ms) = (ms / 1000 % 60, ms % 1000);
     let parts = [(hours, "h"), (minutes, "m"), (seconds, "s"), (ms, "ms")];
-    let text: String = parts
-        .iter()
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, unit)| format!("{n}{unit}"))
-        .collect();
+    let mut text = String::new();
+    for (n, unit) in parts.iter().filter(|(n, _)| *n > 0) {
+        text.push_str(&n.to_string());
+        text.push_str(unit);
+    }
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
@@ -295,28 +186,8 @@ fn duration_ms(text: &str) -> Option<u64> {
 }
 
 /// A number of ASCII digits only, which `parse` alone does not ask for.
-fn digits(text: &str) -> Option<u64> {
+pub(super) fn digits(text: &str) -> Option<u64> {
     text.bytes()
         .all(|b| b.is_ascii_digit())
         .then(|| text.parse().ok())?
-}
-
-fn is_host(host: &str) -> bool {
-    if let Some(inside) = host.strip_prefix('[') {
-        return inside
-            .strip_suffix(']')
-            .is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
-    }
-    let name = host.strip_suffix('.').unwrap_or(host);
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-    };
-    // A name whose last part is a number is a mistyped IP address.
-    let numeric = name.rsplit('.').next().is_some_and(|last| digits(last).is_some());
-    host.parse::<Ipv4Addr>().is_ok() || (!numeric && name.len() <= 253 && name.split('.').all(is_label))
 }

@@ -1,1 +1,8 @@
-//! Placeholder.
+//! Tests of the rooms, in one binary.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails, and says where"
+)]
+
+mod config;
