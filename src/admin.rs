@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_token_guards_all_but_the_probes() {
-        let admin = admin(Some(Secret::from("tok".to_owned())));
+        let admin = admin(Some(serde_yaml::from_str("tok").unwrap()));
         assert_eq!(status(&admin, "/metrics", None), 401);
         assert_eq!(status(&admin, "/metrics", Some(b"Bearer to")), 401);
         assert_eq!(status(&admin, "/metrics", Some(b"Bearer tok")), 200);

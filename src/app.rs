@@ -11,6 +11,7 @@ use crate::metrics::Metrics;
 use crate::proxy::Gateway;
 use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
+use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
@@ -156,7 +157,9 @@ impl App {
             .initial_window_size(H2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
         proxy.h2_options = Some(h2_options);
-        Guard::new(Arc::new(proxy), Arc::clone(&self.connections), Arc::clone(&self.metrics))
+        let refused = self.metrics.connections_refused.clone();
+        let header_limits = HeaderLimits::new(&self.config.limits, &self.config.timeouts, refused.clone());
+        Guard::new(Arc::new(proxy), Arc::clone(&self.connections), header_limits, refused)
     }
 
     /// The service that keeps the model list.

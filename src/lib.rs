@@ -15,7 +15,12 @@ pub mod background;
 
 pub mod clients;
 
+pub mod arguments;
+pub mod demo;
+pub mod healthcheck;
+
 pub mod access_log;
 pub mod admin;
+pub mod log;
 pub mod metrics;
 pub mod shutdown;

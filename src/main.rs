@@ -1,2 +1,94 @@
-//! Placeholder until the room is built.
-fn main() {}
+//! Arguments → configuration → app → run. Exit codes: 64 usage, 78 configuration.
+
+use anyhow::Context;
+use clap::Parser;
+use clap::error::ErrorKind;
+use kvway::app::{App, AppError};
+use kvway::arguments::{Arguments, Command, Healthcheck};
+use kvway::config::{self, Config, ConfigError};
+use kvway::{demo, healthcheck, log};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // The terminal may be gone; then there is nobody to tell.
+            let _printed = error.print().is_ok();
+            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked_for { ExitCode::SUCCESS } else { USAGE.into() };
+        }
+    };
+    match act(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("kvway: {error:#}"));
+            let refused = error.is::<ConfigError>() || error.is::<AppError>();
+            if refused { CONFIGURATION.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let file = arguments.config.config.as_deref();
+    match arguments.command {
+        Some(Command::Demo(demo)) => demo::run(&demo).map(|()| ExitCode::SUCCESS),
+        Some(Command::Healthcheck(whom)) => check_health(&whom),
+        Some(Command::Run(run)) if !run.test && !arguments.test => match file {
+            Some(file) => start(file, run.upgrade),
+            None => Ok(no_file()),
+        },
+        Some(Command::Run(_) | Command::Check) => file.map_or_else(|| Ok(no_file()), check),
+        None if arguments.test => file.map_or_else(|| Ok(no_file()), check),
+        None => {
+            complain("kvway: say what to do: `kvway --help` tells what there is");
+            Ok(USAGE.into())
+        }
+    }
+}
+
+fn start(file: &Path, upgrade: bool) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file)?;
+    log::start(&config.log);
+    Arc::new(App::new(config)?).run(upgrade)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the configuration in effect; builds everything that can be built without binding an address.
+fn check(file: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file)?;
+    let yaml = config.to_yaml();
+    let silent = config::Log { access: config::AccessLog::Off, ..config.log.clone() };
+    drop(App::new(Config { log: silent, ..config })?);
+    let mut out = std::io::stdout().lock();
+    out.write_all(yaml.as_bytes()).context("standard output")?;
+    complain(&format!("{}: the configuration is valid", file.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let timeout = Duration::from_secs(whom.timeout);
+    let ready = runtime.block_on(healthcheck::is_ready(whom.admin, timeout)).context("not reachable")?;
+    if !ready {
+        complain("kvway: the gateway is not ready");
+    }
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn no_file() -> ExitCode {
+    complain("kvway: no configuration file: give one with -c FILE or KVWAY_CONFIG");
+    USAGE.into()
+}
+
+fn complain(text: &str) {
+    // Standard error may be closed; then there is nobody to tell.
+    let _written = writeln!(std::io::stderr(), "{text}").is_ok();
+}

@@ -1,17 +1,19 @@
-//! What stands between the listener and the proxy: permits for connections.
+//! What stands between the listener and the proxy: permits for connections, and the limits on headers.
 //!
 //! Called by Pingora for each accepted connection. Bounded by `limits.connections_max` and
-//! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted.
+//! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted. What a connection may do
+//! before its request is known is the business of [`super::connection`].
 
 use super::Gateway;
+use super::connection::{Connection, HeaderLimits};
 use crate::config::Limits;
-use crate::metrics::Metrics;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use prometheus::IntCounterVec;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,14 +22,20 @@ use std::sync::Arc;
 pub struct Guard {
     proxy: Arc<HttpProxy<Gateway>>,
     connections: Arc<Connections>,
-    metrics: Arc<Metrics>,
+    header_limits: HeaderLimits,
+    refused: IntCounterVec,
 }
 
 impl Guard {
-    /// A guard before `proxy`; several listeners may share `connections`.
+    /// A guard before `proxy`; several listeners may share `connections`. `refused` counts by reason.
     #[must_use]
-    pub fn new(proxy: Arc<HttpProxy<Gateway>>, connections: Arc<Connections>, metrics: Arc<Metrics>) -> Self {
-        Self { proxy, connections, metrics }
+    pub fn new(
+        proxy: Arc<HttpProxy<Gateway>>,
+        connections: Arc<Connections>,
+        header_limits: HeaderLimits,
+        refused: IntCounterVec,
+    ) -> Self {
+        Self { proxy, connections, header_limits, refused }
     }
 }
 
@@ -37,9 +45,12 @@ impl ServerApp for Guard {
         let digest = stream.get_socket_digest();
         let client = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
         match self.connections.admit(client.map(std::net::SocketAddr::ip)) {
-            Ok(_permit) => self.proxy.process_new(stream, shutdown).await,
+            Ok(_permit) => {
+                let connection = Connection::new(stream, self.header_limits.clone());
+                self.proxy.process_new(Box::new(connection), shutdown).await
+            }
             Err(reason) => {
-                self.metrics.connections_refused.with_label_values(&[reason]).inc();
+                self.refused.with_label_values(&[reason]).inc();
                 None
             }
         }

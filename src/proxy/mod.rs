@@ -2,7 +2,7 @@
 //!
 //! | phase of Pingora | here | file |
 //! |---|---|---|
-//! | connection accepted | permits | [`guard`] |
+//! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
 //! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`], [`route`], [`replay`] |
 //! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
@@ -14,6 +14,7 @@
 pub mod balancer;
 pub mod body;
 pub mod cluster;
+pub mod connection;
 pub mod deadline;
 pub mod guard;
 pub mod peer;
@@ -320,6 +321,7 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
         ctx.give_back(session);
+        connection::set_in_request(session.as_downstream(), false);
         ctx.close_books(session, error, self);
     }
 

@@ -75,6 +75,18 @@ impl Reject {
         Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_too_large", message)
     }
 
+    /// The request's target is longer than a whole header may be.
+    #[must_use]
+    pub fn target_too_long() -> Self {
+        Self::new(StatusCode::URI_TOO_LONG, "target_too_long", "The request target is longer than allowed.")
+    }
+
+    /// The header did not arrive in time.
+    #[must_use]
+    pub fn header_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "header_timeout", "The request header did not arrive in time.")
+    }
+
     /// The request's framing or target is not acceptable.
     #[must_use]
     pub fn bad_request(message: &'static str) -> Self {

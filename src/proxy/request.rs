@@ -12,7 +12,7 @@ use super::replay::Installed;
 use super::response::Observer;
 use super::retry::Cause;
 use super::upstream::Client;
-use super::{Gateway, REQUEST_ID};
+use super::{Gateway, REQUEST_ID, connection};
 use crate::access_log::Entry;
 use crate::config::{Limits, Timeouts};
 use crate::metrics::Metrics;
@@ -108,6 +108,7 @@ impl RequestCtx {
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
+        connection::set_in_request(downstream, true);
         downstream.set_keepalive((lifecycle.phase() == Phase::Running).then_some(idle));
         downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.body));
