@@ -46,19 +46,17 @@ impl Route {
 
     /// Whether every request for `other` would belong to this route as well.
     pub(super) fn hides(&self, other: &Route) -> bool {
-        let model = other.model.as_str();
-        covers(&self.path, &other.path)
-            && (self.model.is_any() || self.model == other.model || {
-                other.model.is_literal() && self.model.matches(Some(model))
-            })
+        let (all, same) = (self.model.is_any(), self.model == other.model);
+        let one = other.model.is_literal() && self.model.matches(Some(other.model.as_str()));
+        covers(&self.path, &other.path) && (all || same || one)
     }
 }
 
-/// Whether `prefix` is `path` or one of its parents.
+/// Whether `prefix` is `path` or one of its parents. `/` covers everything, `*` of an OPTIONS request as well.
 fn covers(prefix: &str, path: &str) -> bool {
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     path.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        .is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The name of a model or a glob (`*`, `?`, `[ab]`, `{a,b}`) in which `*` matches any characters, `/` as well. `*`

@@ -27,13 +27,17 @@ fn a_route_takes_whole_segments_of_a_path() {
     assert_eq!(first("/v10", Some("a")), Some(1));
     assert_eq!(first("/v1/models", None), Some(1));
     assert_eq!(first("/", Some("b")), Some(1));
+    assert_eq!(first("*", None), Some(1));
 }
 
 #[test]
 fn a_route_may_follow_one_that_takes_only_some_of_its_requests() {
-    let routes =
-        "[{model: 'a*', cluster: llama}, {path: /v1, model: '*b', cluster: llama}, {cluster: llama}]";
-    assert_eq!(parse(&format!("{MINIMAL}routes: {routes}")).routes.len(), 3);
+    let routes = "
+  - {model: 'a?', cluster: llama}
+  - {model: 'a*', cluster: llama}
+  - {path: /v1, model: '*b', cluster: llama}
+  - {cluster: llama}";
+    assert_eq!(parse(&format!("{MINIMAL}routes: {routes}")).routes.len(), 4);
 }
 
 #[test]
