@@ -103,10 +103,16 @@ impl AccessLog {
             };
             let shared = Arc::new(Shared::default());
             let writer = Arc::clone(&shared);
-            std::thread::Builder::new().name("access log".to_owned()).spawn(move || write_lines(&writer, out))?;
+            std::thread::Builder::new()
+                .name("access log".to_owned())
+                .spawn(move || write_lines(&writer, out))?;
             Some(shared)
         };
-        Ok(Self { shared, json: log.access == config::AccessLog::Json, dropped })
+        Ok(Self {
+            shared,
+            json: log.access == config::AccessLog::Json,
+            dropped,
+        })
     }
 
     /// Whether entries are wanted at all.
@@ -195,7 +201,10 @@ fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
 }
 
 fn is_plain(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
 }
 
 #[cfg(test)]
@@ -206,11 +215,24 @@ mod tests {
     fn lines(access: Format, path: &str) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let dropped = IntCounter::new("dropped", "dropped").unwrap();
-        let settings = Log { access, file: Some(file.path().to_owned()), ..Log::default() };
+        let settings = Log {
+            access,
+            file: Some(file.path().to_owned()),
+            ..Log::default()
+        };
         let log = AccessLog::open(&settings, dropped).unwrap();
-        log.write(&Entry { path, status: 200, retried: &["stale"], ..Entry::default() });
+        log.write(&Entry {
+            path,
+            status: 200,
+            retried: &["stale"],
+            ..Entry::default()
+        });
         log.close();
-        std::fs::read_to_string(file.path()).unwrap().lines().map(str::to_owned).collect()
+        std::fs::read_to_string(file.path())
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]

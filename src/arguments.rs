@@ -16,7 +16,13 @@ Signals: SIGTERM drains and ends, SIGQUIT hands over to `kvway run --upgrade`, S
 #[command(name = "kvway", version, after_help = ENDING, disable_help_subcommand = true)]
 pub struct Arguments {
     /// Check the configuration and end, as `kvway check` does.
-    #[arg(short = 't', long = "test", requires = "config", env = "KVWAY_TEST", global = false)]
+    #[arg(
+        short = 't',
+        long = "test",
+        requires = "config",
+        env = "KVWAY_TEST",
+        global = false
+    )]
     pub test: bool,
     /// Where the configuration is.
     #[command(flatten)]
@@ -61,7 +67,12 @@ pub struct Run {
     #[arg(long, env = "KVWAY_UPGRADE", help_heading = "Upgrade")]
     pub upgrade: bool,
     /// Check the configuration and end, as `kvway check` does.
-    #[arg(short = 't', long = "test", env = "KVWAY_TEST", help_heading = "Configuration")]
+    #[arg(
+        short = 't',
+        long = "test",
+        env = "KVWAY_TEST",
+        help_heading = "Configuration"
+    )]
     pub test: bool,
 }
 
@@ -69,10 +80,22 @@ pub struct Run {
 #[derive(Args, Debug)]
 pub struct Demo {
     /// Where the gateway of the demo listens.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "KVWAY_DEMO_LISTEN", help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        env = "KVWAY_DEMO_LISTEN",
+        help_heading = "Listeners"
+    )]
     pub listen: SocketAddr,
     /// Where its admin listener listens.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "KVWAY_DEMO_ADMIN", help_heading = "Listeners")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        env = "KVWAY_DEMO_ADMIN",
+        help_heading = "Listeners"
+    )]
     pub admin: SocketAddr,
     /// End after the requests instead of staying up.
     #[arg(long, env = "KVWAY_DEMO_ONCE", help_heading = "Behaviour")]
@@ -83,10 +106,22 @@ pub struct Demo {
 #[derive(Args, Debug)]
 pub struct Healthcheck {
     /// The admin listener of the gateway.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "KVWAY_ADMIN", help_heading = "Target")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        env = "KVWAY_ADMIN",
+        help_heading = "Target"
+    )]
     pub admin: SocketAddr,
     /// How many seconds the answer may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3, env = "KVWAY_HEALTHCHECK_TIMEOUT", help_heading = "Target")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 3,
+        env = "KVWAY_HEALTHCHECK_TIMEOUT",
+        help_heading = "Target"
+    )]
     pub timeout: u64,
 }
 
@@ -98,9 +133,22 @@ mod tests {
     #[test]
     fn every_flag_has_an_environment_variable_and_a_help_text() {
         fn check(command: &clap::Command) {
-            for flag in command.get_arguments().filter(|flag| !matches!(flag.get_id().as_str(), "help" | "version")) {
-                assert!(flag.get_env().is_some(), "{}: {} has no variable", command.get_name(), flag.get_id());
-                assert!(flag.get_help().is_some(), "{}: {} has no help", command.get_name(), flag.get_id());
+            for flag in command
+                .get_arguments()
+                .filter(|flag| !matches!(flag.get_id().as_str(), "help" | "version"))
+            {
+                assert!(
+                    flag.get_env().is_some(),
+                    "{}: {} has no variable",
+                    command.get_name(),
+                    flag.get_id()
+                );
+                assert!(
+                    flag.get_help().is_some(),
+                    "{}: {} has no help",
+                    command.get_name(),
+                    flag.get_id()
+                );
             }
             command.get_subcommands().for_each(check);
         }

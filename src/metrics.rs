@@ -4,17 +4,20 @@
 //! the rest from enumerations; nothing that a client sends becomes a label.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Upper bounds, in seconds, for times from a connection on the same host to a long generation.
 const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0,
 ];
 
 /// Upper bounds, in seconds, for the time between two chunks of a stream.
-const GAP_SECONDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
+const GAP_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0,
+];
 
 /// All metrics and the registry that exports them.
 pub struct Metrics {
@@ -78,7 +81,9 @@ impl BackendMetrics {
     /// Counts one try that ended with `outcome` (a status code or the kind of failure).
     pub fn tried(&self, outcome: &str) {
         let [cluster, backend, address] = &self.labels;
-        self.upstream_requests.with_label_values(&[cluster, backend, address, outcome]).inc();
+        self.upstream_requests
+            .with_label_values(&[cluster, backend, address, outcome])
+            .inc();
     }
 }
 
@@ -128,21 +133,35 @@ impl Metrics {
                 &["cluster", "backend"],
                 GAP_SECONDS,
             )?,
-            tokens: make.counters("tokens_total", "Tokens, from the engines' usage.", &["cluster", "kind"])?,
-            retries: make.counters("retries_total", "Tries after the first, by cause.", &["cluster", "cause"])?,
+            tokens: make.counters(
+                "tokens_total",
+                "Tokens, from the engines' usage.",
+                &["cluster", "kind"],
+            )?,
+            retries: make.counters(
+                "retries_total",
+                "Tries after the first, by cause.",
+                &["cluster", "cause"],
+            )?,
             retries_refused: make.counters(
                 "retries_refused_total",
                 "Retries that were wanted and not made, by reason.",
                 &["cluster", "reason"],
             )?,
-            rejected: make.counters("rejected_total", "Requests that the gateway answered itself.", &["reason"])?,
+            rejected: make.counters(
+                "rejected_total",
+                "Requests that the gateway answered itself.",
+                &["reason"],
+            )?,
             connections_refused: make.counters(
                 "connections_refused_total",
                 "Connections closed because of a limit.",
                 &["reason"],
             )?,
-            access_log_dropped: make
-                .counter("access_log_dropped_lines_total", "Access log lines that did not fit the buffer.")?,
+            access_log_dropped: make.counter(
+                "access_log_dropped_lines_total",
+                "Access log lines that did not fit the buffer.",
+            )?,
             model_lists_failed: make.counters(
                 "model_lists_failed_total",
                 "Model lists that could not be taken from a cluster's backends.",
@@ -154,7 +173,9 @@ impl Metrics {
         let build = make.gauge_vec("build_info", "1; the labels tell the build.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
         Ok(metrics)
     }
 
@@ -196,13 +217,19 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn register<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+    fn register<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        collector: C,
+    ) -> prometheus::Result<C> {
         self.registry.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.register(IntCounterVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
+        self.register(IntCounterVec::new(
+            Opts::new(format!("kvway_{name}"), help),
+            labels,
+        )?)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
@@ -214,10 +241,19 @@ impl Maker<'_> {
     }
 
     fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        self.register(IntGaugeVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
+        self.register(IntGaugeVec::new(
+            Opts::new(format!("kvway_{name}"), help),
+            labels,
+        )?)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> prometheus::Result<HistogramVec> {
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        bounds: &[f64],
+    ) -> prometheus::Result<HistogramVec> {
         let options = HistogramOpts::new(format!("kvway_{name}"), help).buckets(bounds.to_vec());
         self.register(HistogramVec::new(options, labels)?)
     }
@@ -225,7 +261,11 @@ impl Maker<'_> {
     fn gauges(&self) -> prometheus::Result<Gauges> {
         let backend = &["cluster", "backend"];
         Ok(Gauges {
-            backend_healthy: self.gauge_vec("backend_healthy", "1 while health checks find it well.", backend)?,
+            backend_healthy: self.gauge_vec(
+                "backend_healthy",
+                "1 while health checks find it well.",
+                backend,
+            )?,
             backend_requests: self.gauge_vec("backend_requests_in_flight", "Tries in flight.", backend)?,
             backend_pending_prompt_bytes: self.gauge_vec(
                 "backend_pending_prompt_bytes",
@@ -248,7 +288,9 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.backend("c", "b", "h:1").tried("200");
         let text = metrics.to_text().unwrap();
-        assert!(text.contains(r#"kvway_upstream_requests_total{address="h:1",backend="b",cluster="c",outcome="200"} 1"#));
+        assert!(text.contains(
+            r#"kvway_upstream_requests_total{address="h:1",backend="b",cluster="c",outcome="200"} 1"#
+        ));
         for line in text.lines().filter(|line| line.starts_with("# HELP kvway_")) {
             assert!(line.split(' ').count() > 3, "no help: {line}");
         }

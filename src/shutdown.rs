@@ -130,11 +130,16 @@ impl Shutdown {
 
     /// Once the listeners are closed, waits for the running requests and ends the process.
     fn end_when_drained(&self, mut signals: Signals) {
-        let Some(mut phases) = self.phases.lock().take() else { return };
+        let Some(mut phases) = self.phases.lock().take() else {
+            return;
+        };
         let (lifecycle, grace_period) = (Arc::clone(&self.lifecycle), self.grace_period);
         let (connections, last_words) = (Arc::clone(&self.connections), Arc::clone(&self.last_words));
         let ending = async move {
-            while !matches!(phases.recv().await, Ok(ExecutionPhase::ShutdownGracePeriod) | Err(_)) {}
+            while !matches!(
+                phases.recv().await,
+                Ok(ExecutionPhase::ShutdownGracePeriod) | Err(_)
+            ) {}
             lifecycle.enter_phase(Phase::Draining);
             tracing::info!(in_flight = lifecycle.in_flight(), "listeners closed");
             tokio::select! {

@@ -45,18 +45,31 @@ impl ModelsService {
         for (index, source) in self.sources.iter().enumerate() {
             match self.ask(client, source).await {
                 Some(models) => self.list.set(index, models),
-                None => self.metrics.model_lists_failed.with_label_values(&[&source.fleet.cluster]).inc(),
+                None => self
+                    .metrics
+                    .model_lists_failed
+                    .with_label_values(&[&source.fleet.cluster])
+                    .inc(),
             }
         }
     }
 
     async fn ask(&self, client: &reqwest::Client, source: &Source) -> Option<Vec<models::Model>> {
-        for backend in source.fleet.backends().iter().filter(|backend| backend.is_healthy()) {
-            let Some((base, api_key)) = source.backends.get(backend.index) else { continue };
+        for backend in source
+            .fleet
+            .backends()
+            .iter()
+            .filter(|backend| backend.is_healthy())
+        {
+            let Some((base, api_key)) = source.backends.get(backend.index) else {
+                continue;
+            };
             match vllm::models(client, base, api_key.as_ref(), self.bytes_max).await {
                 Ok(answer) => match models::parse(&answer) {
                     Some(models) => return Some(models),
-                    None => tracing::debug!(backend = backend.id, "the answer to /v1/models is no model list"),
+                    None => {
+                        tracing::debug!(backend = backend.id, "the answer to /v1/models is no model list")
+                    }
                 },
                 Err(error) => tracing::debug!(backend = backend.id, %error, "no model list"),
             }

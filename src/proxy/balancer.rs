@@ -56,10 +56,31 @@ impl Balancer {
         }
     }
 
+    /// Resolves names once and makes the selection anew. The service does so by itself.
+    pub async fn resolve(&self) {
+        let outcome = match self {
+            Self::RoundRobin(balancer) => balancer.update().await,
+            Self::Random(balancer) => balancer.update().await,
+            Self::Consistent(balancer) => balancer.update().await,
+        };
+        debug_assert!(outcome.is_ok(), "the resolver does not fail");
+    }
+
+    /// Checks every backend once. The service does so by itself.
+    pub async fn check_health(&self) {
+        let backends = match self {
+            Self::RoundRobin(balancer) => balancer.backends(),
+            Self::Random(balancer) => balancer.backends(),
+            Self::Consistent(balancer) => balancer.backends(),
+        };
+        backends.run_health_check(true).await;
+    }
+
     /// The index of the backend that the selection takes for `key` among those that `accept` lets through.
     /// `draws_max` bounds the search.
     pub fn pick(&self, key: &[u8], draws_max: usize, accept: impl Fn(usize) -> bool) -> Option<usize> {
-        let index = |backend: &pingora_load_balancing::Backend| backend.ext.get::<Index>().map(|index| index.0);
+        let index =
+            |backend: &pingora_load_balancing::Backend| backend.ext.get::<Index>().map(|index| index.0);
         let accepts = |backend: &_, _healthy| index(backend).is_some_and(&accept);
         let backend = match self {
             Self::RoundRobin(balancer) => balancer.select_with(key, draws_max, accepts),

@@ -47,7 +47,9 @@ impl Cluster {
         let healthy = |fresh_only: bool| -> Vec<Candidate> {
             let backends = self.fleet.backends().iter();
             let free = backends.filter(|backend| {
-                backend.is_healthy() && backend.resolved().is_some() && !(fresh_only && tried.contains(&backend.index))
+                backend.is_healthy()
+                    && backend.resolved().is_some()
+                    && !(fresh_only && tried.contains(&backend.index))
             });
             free.map(|backend| Candidate {
                 index: backend.index,
@@ -57,7 +59,11 @@ impl Cluster {
             .collect()
         };
         let fresh = healthy(true);
-        if fresh.is_empty() && same_allowed { healthy(false) } else { fresh }
+        if fresh.is_empty() && same_allowed {
+            healthy(false)
+        } else {
+            fresh
+        }
     }
 
     /// What `consistent_hash` goes by; empty under the other policies.
@@ -66,8 +72,16 @@ impl Cluster {
         if self.policy != Policy::ConsistentHash {
             return Vec::new();
         }
-        let header = self.hash_header.as_ref().and_then(|name| session.req_header().headers.get(name));
-        let address = || session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip().to_string());
+        let header = self
+            .hash_header
+            .as_ref()
+            .and_then(|name| session.req_header().headers.get(name));
+        let address = || {
+            session
+                .client_addr()
+                .and_then(|address| address.as_inet())
+                .map(|inet| inet.ip().to_string())
+        };
         match header {
             Some(value) => value.as_bytes().to_vec(),
             None => address().unwrap_or_default().into_bytes(),

@@ -11,8 +11,8 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
-    UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
+    TimingDigest, UniqueID, UniqueIDType,
 };
 use prometheus::IntCounterVec;
 use std::fmt;
@@ -154,7 +154,13 @@ impl Connection {
         let too_long = self.bytes > self.limits.bytes_max;
         self.bytes += arrived.len();
         self.first_line_complete |= arrived.contains(&b'\n');
-        too_long.then(|| if self.first_line_complete { Reject::header_too_large() } else { Reject::target_too_long() })
+        too_long.then(|| {
+            if self.first_line_complete {
+                Reject::header_too_large()
+            } else {
+                Reject::target_too_long()
+            }
+        })
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -178,7 +184,9 @@ impl Connection {
                 if arrived.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                let Some(reject) = self.header_arrived(arrived) else { return Poll::Ready(Ok(())) };
+                let Some(reject) = self.header_arrived(arrived) else {
+                    return Poll::Ready(Ok(()));
+                };
                 buf.set_filled(before);
                 self.refuse(cx, &reject);
             }
@@ -326,7 +334,9 @@ impl GetSocketDigest for Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("phase", &self.phase).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
     }
 }
 
@@ -338,14 +348,20 @@ mod tests {
     fn connection() -> (Connection, DuplexStream) {
         let (ours, theirs) = duplex(1 << 20);
         let refused = crate::metrics::Metrics::new().unwrap().connections_refused;
-        let limits = Limits { header_bytes_max: 1024, ..Limits::default() };
+        let limits = Limits {
+            header_bytes_max: 1024,
+            ..Limits::default()
+        };
         let timeouts = Timeouts {
             idle: Duration::from_mins(1),
             header: Duration::from_secs(10),
             drain: Duration::from_secs(2),
             ..Timeouts::default()
         };
-        (Connection::new(Box::new(ours), HeaderLimits::new(&limits, &timeouts, refused)), theirs)
+        (
+            Connection::new(Box::new(ours), HeaderLimits::new(&limits, &timeouts, refused)),
+            theirs,
+        )
     }
 
     async fn answer(mut theirs: DuplexStream) -> String {
@@ -382,7 +398,11 @@ mod tests {
         };
         let (theirs, elapsed) = tokio::join!(dripping, reading);
         assert!(answer(theirs).await.starts_with("HTTP/1.1 408 "));
-        assert_eq!(elapsed, Duration::from_secs(12), "ten, and two to read what follows");
+        assert_eq!(
+            elapsed,
+            Duration::from_secs(12),
+            "ten, and two to read what follows"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -410,7 +430,11 @@ mod tests {
 
     #[tokio::test]
     async fn peeking_neither_loses_bytes_nor_waits_for_more_than_it_needs() {
-        for (sent, is_h2) in [(&b"GET / HTTP/1.0\r\n\r\n"[..], false), (H2_PREFACE, true), (b"PRI", false)] {
+        for (sent, is_h2) in [
+            (&b"GET / HTTP/1.0\r\n\r\n"[..], false),
+            (H2_PREFACE, true),
+            (b"PRI", false),
+        ] {
             let (mut ours, mut theirs) = connection();
             theirs.write_all(sent).await.unwrap();
             if sent == b"PRI" {

@@ -107,16 +107,26 @@ impl Gateway {
         if !self.routes.knows_path(session.req_header().uri.path()) {
             return Err(Reject::no_route().into());
         }
-        let body = body::read(session.as_downstream_mut(), &self.limits, &self.timeouts, &self.budget)
-            .await
-            .map_err(Stop::Failure)?;
+        let body = body::read(
+            session.as_downstream_mut(),
+            &self.limits,
+            &self.timeouts,
+            &self.budget,
+        )
+        .await
+        .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
         ctx.prompt = understand(&body.bytes).await;
-        let index = self.routes.find(session.req_header().uri.path(), ctx.prompt.model.as_deref())?;
+        let index = self
+            .routes
+            .find(session.req_header().uri.path(), ctx.prompt.model.as_deref())?;
         ctx.cluster = self.clusters.get(index).cloned();
         self.retry_budget.pay_in();
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
-        ctx.keep(replay::install(session.as_downstream_mut(), body.bytes, deadlines), body.share);
+        ctx.keep(
+            replay::install(session.as_downstream_mut(), body.bytes, deadlines),
+            body.share,
+        );
         Ok(())
     }
 
@@ -149,7 +159,12 @@ impl Gateway {
         let sent = reject::send(session, &reject, ctx.id_text()).await;
         ctx.rejected(reject, &self.metrics);
         if sent.is_ok() {
-            body::drain(session.as_downstream_mut(), self.limits.drain_bytes_max, self.timeouts.drain).await;
+            body::drain(
+                session.as_downstream_mut(),
+                self.limits.drain_bytes_max,
+                self.timeouts.drain,
+            )
+            .await;
         }
     }
 
@@ -167,10 +182,16 @@ impl Gateway {
         } else if !self.retry_budget.allows(cause) {
             "budget"
         } else {
-            self.metrics.retries.with_label_values(&[cluster.name(), cause.name()]).inc();
+            self.metrics
+                .retries
+                .with_label_values(&[cluster.name(), cause.name()])
+                .inc();
             return true;
         };
-        self.metrics.retries_refused.with_label_values(&[cluster.name(), refused]).inc();
+        self.metrics
+            .retries_refused
+            .with_label_values(&[cluster.name(), refused])
+            .inc();
         false
     }
 
@@ -199,7 +220,9 @@ async fn understand(body: &Bytes) -> prompt::Prompt {
         return prompt::parse(body);
     }
     let body = body.clone();
-    tokio::task::spawn_blocking(move || prompt::parse(&body)).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || prompt::parse(&body))
+        .await
+        .unwrap_or_default()
 }
 
 #[async_trait]
@@ -227,18 +250,28 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         let none = || Error::new_in(ErrorType::HTTPStatus(StatusCode::SERVICE_UNAVAILABLE.as_u16()));
-        let Some(cluster) = ctx.cluster.clone() else { return Err(none()) };
+        let Some(cluster) = ctx.cluster.clone() else {
+            return Err(none());
+        };
         let candidates = cluster.candidates(&ctx.tried, ctx.last_cause == Some(Cause::Stale));
         let key = cluster.hash_key(session);
         let Some(peer) = cluster.choose(&candidates, &key) else {
             ctx.reject = Some(Reject::no_backend());
             return Err(none());
         };
-        let Some(connection) = ctx.start_try(&cluster, peer) else { return Err(none()) };
+        let Some(connection) = ctx.start_try(&cluster, peer) else {
+            return Err(none());
+        };
         Ok(connection)
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut RequestCtx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         let retry = self.try_failed(ctx, Some(Cause::Connect));
         error.set_retry(retry);
         error
@@ -293,21 +326,29 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestCtx,
         reused: bool,
     ) -> Box<Error> {
-        let final_written = session.response_written().is_some_and(|header| !header.status.is_informational());
+        let final_written = session
+            .response_written()
+            .is_some_and(|header| !header.status.is_informational());
         if let Some(missed) = Missed::of(&error) {
             error.as_up();
             ctx.missed = Some(missed);
             ctx.reject = Some(Reject::backend_timeout());
         }
         let upstream = *error.esource() == ErrorSource::Upstream;
-        let cause = if upstream && !final_written { Cause::of(&error, reused) } else { None };
+        let cause = if upstream && !final_written {
+            Cause::of(&error, reused)
+        } else {
+            None
+        };
         let retry = self.try_failed(ctx, cause);
         error.set_retry(retry);
         error
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let answered = session.response_written().is_some_and(|header| !header.status.is_informational());
+        let answered = session
+            .response_written()
+            .is_some_and(|header| !header.status.is_informational());
         let client_failed = *error.esource() == ErrorSource::Downstream;
         let mut error_code = 0;
         if !answered && !(client_failed && request::is_disconnect(error)) {
@@ -316,7 +357,10 @@ impl ProxyHttp for Gateway {
             let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;
             ctx.rejected(reject, &self.metrics);
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
@@ -333,7 +377,13 @@ impl ProxyHttp for Gateway {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &RequestCtx, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &RequestCtx,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 }

@@ -61,8 +61,14 @@ pub struct Peer {
 pub fn choose(policy: Policy, candidates: &[Candidate], pick: Option<usize>) -> Option<Peer> {
     let picked = candidates.iter().find(|candidate| Some(candidate.index) == pick);
     let by_pick = |reason| match picked {
-        Some(candidate) => Some(Peer { index: candidate.index, reason }),
-        None => candidates.first().map(|candidate| Peer { index: candidate.index, reason: Reason::Remaining }),
+        Some(candidate) => Some(Peer {
+            index: candidate.index,
+            reason,
+        }),
+        None => candidates.first().map(|candidate| Peer {
+            index: candidate.index,
+            reason: Reason::Remaining,
+        }),
     };
     match policy {
         Policy::RoundRobin => by_pick(Reason::RoundRobin),
@@ -73,7 +79,10 @@ pub fn choose(policy: Policy, candidates: &[Candidate], pick: Option<usize>) -> 
                 // a.requests / a.weight against b.requests / b.weight, without dividing
                 (a.requests * b.weight).cmp(&(b.requests * a.weight))
             })?;
-            Some(Peer { index: least.index, reason: Reason::LeastRequests })
+            Some(Peer {
+                index: least.index,
+                reason: Reason::LeastRequests,
+            })
         }
     }
 }
@@ -84,14 +93,34 @@ mod tests {
     use proptest::prelude::*;
 
     fn candidates(requests: &[usize]) -> Vec<Candidate> {
-        requests.iter().enumerate().map(|(index, &requests)| Candidate { index, requests, weight: 1 }).collect()
+        requests
+            .iter()
+            .enumerate()
+            .map(|(index, &requests)| Candidate {
+                index,
+                requests,
+                weight: 1,
+            })
+            .collect()
     }
 
     #[test]
     fn the_balancers_pick_is_taken_when_it_is_a_candidate() {
         let all = candidates(&[9, 0]);
-        assert_eq!(choose(Policy::RoundRobin, &all, Some(0)), Some(Peer { index: 0, reason: Reason::RoundRobin }));
-        assert_eq!(choose(Policy::Random, &all, Some(7)), Some(Peer { index: 0, reason: Reason::Remaining }));
+        assert_eq!(
+            choose(Policy::RoundRobin, &all, Some(0)),
+            Some(Peer {
+                index: 0,
+                reason: Reason::RoundRobin
+            })
+        );
+        assert_eq!(
+            choose(Policy::Random, &all, Some(7)),
+            Some(Peer {
+                index: 0,
+                reason: Reason::Remaining
+            })
+        );
         assert_eq!(choose(Policy::ConsistentHash, &[], Some(0)), None);
     }
 

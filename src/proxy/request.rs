@@ -104,7 +104,10 @@ impl RequestCtx {
     /// Takes from the session what is needed later, and sets how its connection goes on.
     pub fn arrived(&mut self, session: &mut Session, lifecycle: &Lifecycle, timeouts: &Timeouts) {
         self.id = request_id(session.req_header().headers.get(REQUEST_ID));
-        self.client = session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        self.client = session
+            .client_addr()
+            .and_then(|address| address.as_inet())
+            .map(std::net::SocketAddr::ip);
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
@@ -154,9 +157,17 @@ impl RequestCtx {
     /// # Errors
     /// See [`super::upstream::Upstream::prepare`].
     pub fn prepare_upstream(&self, _session: &Session, request: &mut RequestHeader) -> Result<()> {
-        let client =
-            Client { address: self.client, tls: self.tls, request_id: &self.id, body_bytes: self.body_bytes };
-        let upstream = self.cluster.as_ref().zip(self.peer).and_then(|(cluster, peer)| cluster.upstreams.get(peer.index));
+        let client = Client {
+            address: self.client,
+            tls: self.tls,
+            request_id: &self.id,
+            body_bytes: self.body_bytes,
+        };
+        let upstream = self
+            .cluster
+            .as_ref()
+            .zip(self.peer)
+            .and_then(|(cluster, peer)| cluster.upstreams.get(peer.index));
         upstream.map_or(Ok(()), |upstream| upstream.prepare(request, &client))
     }
 
@@ -249,8 +260,15 @@ impl RequestCtx {
         let (status, outcome) = self.outcome(error);
         let total = self.started.elapsed();
         let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
-        gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
-        let first_token = self.observer.first_chunk.map(|at| at.duration_since(self.started));
+        gateway
+            .metrics
+            .requests
+            .with_label_values(&[cluster_name, status_label(status)])
+            .inc();
+        let first_token = self
+            .observer
+            .first_chunk
+            .map(|at| at.duration_since(self.started));
         if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
             metrics.first_token_seconds.observe(first_token.as_secs_f64());
         }
@@ -259,8 +277,14 @@ impl RequestCtx {
             cluster.metrics.request_seconds.observe(total.as_secs_f64());
             if let Some(usage) = &usage {
                 cluster.metrics.prompt_tokens.inc_by(usage.prompt_tokens);
-                cluster.metrics.completion_tokens.inc_by(usage.completion_tokens.unwrap_or_default());
-                cluster.metrics.cached_tokens.inc_by(usage.cached_tokens().unwrap_or_default());
+                cluster
+                    .metrics
+                    .completion_tokens
+                    .inc_by(usage.completion_tokens.unwrap_or_default());
+                cluster
+                    .metrics
+                    .cached_tokens
+                    .inc_by(usage.cached_tokens().unwrap_or_default());
             }
         }
         if !gateway.access_log.is_on() {
@@ -279,7 +303,9 @@ impl RequestCtx {
             outcome,
             cluster: self.cluster.as_ref().map(|cluster| cluster.name()),
             model: self.prompt.model.as_deref(),
-            backend: backends.zip(self.peer).and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
+            backend: backends
+                .zip(self.peer)
+                .and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
             reason: self.peer.map(|peer| peer.reason.name()),
             tries: self.tries,
             retried: &self.retried,
@@ -301,7 +327,9 @@ impl RequestCtx {
 /// 431 when it has too many fields or bytes.
 pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reject> {
     let fields = request.headers.iter();
-    let bytes: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let bytes: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
     let target = request.raw_path().len();
     if request.headers.len() > limits.headers_max || bytes + target > limits.header_bytes_max {
         return Err(Reject::header_too_large());
@@ -322,9 +350,10 @@ pub fn is_disconnect(error: &Error) -> bool {
 #[must_use]
 pub fn reject_for(error: &Error) -> Reject {
     match (error.esource(), error.etype()) {
-        (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-            Reject::backend_timeout()
-        }
+        (
+            ErrorSource::Upstream,
+            ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,
+        ) => Reject::backend_timeout(),
         (ErrorSource::Upstream, _) => Reject::backend_failed(),
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Reject::body_timeout(),
         (ErrorSource::Downstream, _) => Reject::bad_request("The request could not be read."),
@@ -362,10 +391,32 @@ fn protocol(version: Version) -> &'static str {
 /// Statuses as labels: the usual ones by number, so that a backend cannot invent series.
 fn status_label(status: u16) -> &'static str {
     const KNOWN: [(u16, &str); 26] = [
-        (200, "200"), (201, "201"), (202, "202"), (204, "204"), (206, "206"), (301, "301"), (302, "302"), (304, "304"),
-        (307, "307"), (400, "400"), (401, "401"), (403, "403"), (404, "404"), (405, "405"), (408, "408"), (409, "409"),
-        (413, "413"), (422, "422"), (429, "429"), (431, "431"), (499, "499"), (500, "500"), (501, "501"), (502, "502"),
-        (503, "503"), (504, "504"),
+        (200, "200"),
+        (201, "201"),
+        (202, "202"),
+        (204, "204"),
+        (206, "206"),
+        (301, "301"),
+        (302, "302"),
+        (304, "304"),
+        (307, "307"),
+        (400, "400"),
+        (401, "401"),
+        (403, "403"),
+        (404, "404"),
+        (405, "405"),
+        (408, "408"),
+        (409, "409"),
+        (413, "413"),
+        (422, "422"),
+        (429, "429"),
+        (431, "431"),
+        (499, "499"),
+        (500, "500"),
+        (501, "501"),
+        (502, "502"),
+        (503, "503"),
+        (504, "504"),
     ];
     KNOWN.iter().find(|(code, _)| *code == status).map_or_else(
         || match status / 100 {
@@ -396,6 +447,9 @@ mod tests {
 
     #[test]
     fn labels_of_statuses_are_bounded() {
-        assert_eq!((status_label(503), status_label(418), status_label(999)), ("503", "4xx", "other"));
+        assert_eq!(
+            (status_label(503), status_label(418), status_label(999)),
+            ("503", "4xx", "other")
+        );
     }
 }

@@ -65,7 +65,11 @@ impl Observer {
     /// A final header passes.
     pub fn header(&mut self, header: &ResponseHeader) {
         self.status = Some(header.status.as_u16());
-        let content_type = header.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+        let content_type = header
+            .headers
+            .get(CONTENT_TYPE)
+            .map(http::HeaderValue::as_bytes)
+            .unwrap_or_default();
         self.is_stream = content_type.starts_with(b"text/event-stream");
         self.usage = if self.is_stream || content_type.starts_with(b"application/json") {
             UsageReader::default()
@@ -108,7 +112,10 @@ struct UsageReader {
 enum Reading {
     Off,
     /// Looking for the key; the last bytes of the chunk before, too short to be the key themselves.
-    Key { tail: [u8; KEY.len() - 1], tail_bytes: usize },
+    Key {
+        tail: [u8; KEY.len() - 1],
+        tail_bytes: usize,
+    },
     /// Collecting what follows the key.
     Object(Vec<u8>),
     #[default]
@@ -117,7 +124,10 @@ enum Reading {
 
 impl UsageReader {
     fn off() -> Self {
-        Self { state: Reading::Off, last: None }
+        Self {
+            state: Reading::Off,
+            last: None,
+        }
     }
 
     fn read(&mut self, chunk: &[u8]) {
@@ -126,15 +136,20 @@ impl UsageReader {
             match &mut self.state {
                 Reading::Off => return,
                 Reading::Fresh => {
-                    self.state = Reading::Key { tail: [0; KEY.len() - 1], tail_bytes: 0 };
+                    self.state = Reading::Key {
+                        tail: [0; KEY.len() - 1],
+                        tail_bytes: 0,
+                    };
                 }
-                Reading::Key { tail, tail_bytes } => match find_key(tail.get(..*tail_bytes).unwrap_or_default(), rest) {
-                    Some(after) => {
-                        rest = rest.get(after..).unwrap_or_default();
-                        self.state = Reading::Object(Vec::new());
+                Reading::Key { tail, tail_bytes } => {
+                    match find_key(tail.get(..*tail_bytes).unwrap_or_default(), rest) {
+                        Some(after) => {
+                            rest = rest.get(after..).unwrap_or_default();
+                            self.state = Reading::Object(Vec::new());
+                        }
+                        None => return remember(tail, tail_bytes, rest),
                     }
-                    None => return remember(tail, tail_bytes, rest),
-                },
+                }
                 Reading::Object(object) => {
                     let room = USAGE_BYTES_MAX - object.len();
                     let taken = rest.len().min(room);
@@ -193,7 +208,10 @@ fn object_at_start(bytes: &[u8]) -> Found {
         Some(b'{') => {}
         Some(_) => return Found::Nothing,
     }
-    match serde_json::Deserializer::from_slice(after_colon).into_iter::<Usage>().next() {
+    match serde_json::Deserializer::from_slice(after_colon)
+        .into_iter::<Usage>()
+        .next()
+    {
         Some(Ok(usage)) => Found::Usage(usage),
         Some(Err(error)) if error.is_eof() => Found::More,
         _ => Found::Nothing,
@@ -228,8 +246,17 @@ mod tests {
 
     #[test]
     fn the_other_apis_names_are_understood() {
-        let usage = read(&[br#"{"usage" : { "input_tokens": 7, "output_tokens": 2, "input_tokens_details": null}}"#]).unwrap();
-        assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens()), (7, Some(2), None));
+        let usage =
+            read(&[br#"{"usage" : { "input_tokens": 7, "output_tokens": 2, "input_tokens_details": null}}"#])
+                .unwrap();
+        assert_eq!(
+            (
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.cached_tokens()
+            ),
+            (7, Some(2), None)
+        );
     }
 
     #[test]
@@ -247,9 +274,15 @@ mod tests {
     #[test]
     fn gaps_are_told_in_streams_only() {
         let now = Instant::now();
-        let mut observer = Observer { is_stream: true, ..Observer::default() };
+        let mut observer = Observer {
+            is_stream: true,
+            ..Observer::default()
+        };
         assert_eq!(observer.chunk(&Bytes::from_static(b"a"), now), None);
-        assert_eq!(observer.chunk(&Bytes::from_static(b"b"), now + std::time::Duration::from_secs(1)), Some(1.0));
+        assert_eq!(
+            observer.chunk(&Bytes::from_static(b"b"), now + std::time::Duration::from_secs(1)),
+            Some(1.0)
+        );
         observer.is_stream = false;
         assert_eq!(observer.chunk(&Bytes::from_static(b"c"), now), None);
     }

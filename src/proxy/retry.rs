@@ -42,9 +42,11 @@ impl Cause {
             E::ReadError | E::WriteError | E::ConnectionClosed => {
                 Some(if reused { Self::Stale } else { Self::Reset })
             }
-            kind if *kind == STATUS => {
-                error.context.as_ref().and_then(|status| status.as_str().parse().ok()).map(Self::Status)
-            }
+            kind if *kind == STATUS => error
+                .context
+                .as_ref()
+                .and_then(|status| status.as_str().parse().ok())
+                .map(Self::Status),
             _ => None,
         }
     }
@@ -118,7 +120,10 @@ impl RetryBudget {
     pub fn new(ratio: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "a ratio between 0 and 1")]
         let deposit = (ratio.clamp(0.0, 1.0) * 1000.0).round() as i64;
-        Self { balance: AtomicI64::new(RESERVE * UNIT), deposit }
+        Self {
+            balance: AtomicI64::new(RESERVE * UNIT),
+            deposit,
+        }
     }
 
     /// A request arrived.
@@ -132,7 +137,11 @@ impl RetryBudget {
     #[must_use]
     pub fn allows(&self, cause: Cause) -> bool {
         let pay = |balance: i64| (balance >= UNIT).then(|| balance - UNIT);
-        !cause.costs() || self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()
+        !cause.costs()
+            || self
+                .balance
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay)
+                .is_ok()
     }
 }
 
@@ -148,7 +157,10 @@ mod tests {
         (0..50).for_each(|_| budget.pay_in());
         let spent = (0..100).filter(|_| budget.allows(Cause::Status(503))).count();
         assert_eq!(spent, 10, "a fifth of fifty");
-        assert!(budget.allows(Cause::Connect), "a connect failure costs nobody anything");
+        assert!(
+            budget.allows(Cause::Connect),
+            "a connect failure costs nobody anything"
+        );
     }
 
     #[test]
@@ -160,7 +172,10 @@ mod tests {
 
     #[test]
     fn a_status_travels_through_pingoras_error() {
-        assert_eq!(Cause::of(&Cause::status_error(503), false), Some(Cause::Status(503)));
+        assert_eq!(
+            Cause::of(&Cause::status_error(503), false),
+            Some(Cause::Status(503))
+        );
         assert!(!Cause::Status(500).is_among(&[RetryOn::Status502, RetryOn::Status503]));
     }
 
@@ -169,6 +184,10 @@ mod tests {
         let error = Error::new(ErrorType::ConnectionClosed);
         assert_eq!(Cause::of(&error, true), Some(Cause::Stale));
         assert_eq!(Cause::of(&error, false), Some(Cause::Reset));
-        assert_eq!(Cause::of(&Error::new(ErrorType::ReadTimedout), true), None, "the engine is still at work");
+        assert_eq!(
+            Cause::of(&Error::new(ErrorType::ReadTimedout), true),
+            None,
+            "the engine is still at work"
+        );
     }
 }

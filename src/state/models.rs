@@ -52,12 +52,17 @@ impl ModelList {
     #[must_use]
     pub fn new(clusters: usize) -> Arc<Self> {
         let empty = || ArcSwap::from_pointee(Vec::new());
-        Arc::new(Self { clusters: std::iter::repeat_with(empty).take(clusters).collect(), merged: empty() })
+        Arc::new(Self {
+            clusters: std::iter::repeat_with(empty).take(clusters).collect(),
+            merged: empty(),
+        })
     }
 
     /// Replaces what is known of the cluster at `index`. Called from one task only.
     pub fn set(&self, index: usize, models: Vec<Model>) {
-        let Some(cluster) = self.clusters.get(index) else { return };
+        let Some(cluster) = self.clusters.get(index) else {
+            return;
+        };
         cluster.store(Arc::new(models));
         let mut merged: Vec<Model> = Vec::new();
         for cluster in &self.clusters {
@@ -78,7 +83,10 @@ impl ModelList {
             return None;
         }
         let entries: Vec<&str> = merged.iter().map(|model| model.entry.get()).collect();
-        Some(Bytes::from(format!(r#"{{"object":"list","data":[{}]}}"#, entries.join(","))))
+        Some(Bytes::from(format!(
+            r#"{{"object":"list","data":[{}]}}"#,
+            entries.join(",")
+        )))
     }
 
     /// The entry of one model as an answer to `GET /v1/models/{id}`.
@@ -94,7 +102,8 @@ impl ModelList {
 mod tests {
     use super::*;
 
-    const TINY: &str = r#"{"object":"list","data":[{"id":"tiny","max_model_len":2048},{"id":"shared","from":1}]}"#;
+    const TINY: &str =
+        r#"{"object":"list","data":[{"id":"tiny","max_model_len":2048},{"id":"shared","from":1}]}"#;
     const LARGE: &str = r#"{"object":"list","data":[{"id":"shared","from":2},{"id":"org/large"}]}"#;
 
     #[test]
@@ -111,7 +120,13 @@ mod tests {
 
     #[test]
     fn what_is_not_a_model_list_is_not_taken() {
-        for answer in ["", "[]", "{}", r#"{"data":[{"name":"x"}]}"#, r#"{"error":"Unauthorized"}"#] {
+        for answer in [
+            "",
+            "[]",
+            "{}",
+            r#"{"data":[{"name":"x"}]}"#,
+            r#"{"error":"Unauthorized"}"#,
+        ] {
             assert!(parse(answer.as_bytes()).is_none(), "{answer}");
         }
     }

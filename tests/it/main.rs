@@ -6,3 +6,5 @@
 )]
 
 mod config;
+mod endpoints;
+mod world;
