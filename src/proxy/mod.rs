@@ -198,12 +198,14 @@ impl Gateway {
     /// Books a failed try, and decides on another.
     fn try_failed(&self, ctx: &mut RequestCtx, cause: Option<Cause>) -> bool {
         ctx.try_failed(cause);
-        match cause {
-            // Decided, and paid for, when the answer's header was thrown away.
-            Some(Cause::Status(_)) => true,
-            Some(cause) => self.may_retry(ctx, cause, &ctx.tried),
-            None => false,
+        let again = cause.filter(|&cause| {
+            // A status was decided on, and paid for, when the answer's header was thrown away.
+            matches!(cause, Cause::Status(_)) || self.may_retry(ctx, cause, &ctx.tried)
+        });
+        if let Some(cause) = again {
+            ctx.try_again(cause);
         }
+        again.is_some()
     }
 
     /// Whether an answer with this header is thrown away for another try.

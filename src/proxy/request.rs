@@ -210,9 +210,11 @@ impl RequestCtx {
         if let Some(lease) = self.lease.take() {
             self.tried.push(lease.backend().index);
         }
-        if let Some(cause) = cause
-            && self.retried.len() < RETRIES_LOGGED_MAX
-        {
+    }
+
+    /// Another try follows the one that failed of `cause`.
+    pub fn try_again(&mut self, cause: Cause) {
+        if self.retried.len() < RETRIES_LOGGED_MAX {
             self.retried.push(cause.name());
         }
     }
@@ -276,7 +278,10 @@ impl RequestCtx {
         if let Some(cluster) = &self.cluster {
             cluster.metrics.request_seconds.observe(total.as_secs_f64());
             if let Some(usage) = &usage {
-                cluster.metrics.prompt_tokens.inc_by(usage.prompt_tokens);
+                cluster
+                    .metrics
+                    .prompt_tokens
+                    .inc_by(usage.prompt_tokens.unwrap_or_default());
                 cluster
                     .metrics
                     .completion_tokens
@@ -314,7 +319,7 @@ impl RequestCtx {
             body_ms: milliseconds(self.body_time),
             first_token_ms: first_token.map(milliseconds),
             total_ms: milliseconds(total),
-            prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+            prompt_tokens: usage.and_then(|usage| usage.prompt_tokens),
             cached_tokens: usage.and_then(|usage| usage.cached_tokens()),
             completion_tokens: usage.and_then(|usage| usage.completion_tokens),
         });
@@ -342,7 +347,11 @@ pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reje
 pub fn is_disconnect(error: &Error) -> bool {
     matches!(
         error.etype(),
-        ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout
+        ErrorType::WriteError
+            | ErrorType::ReadError
+            | ErrorType::ConnectionClosed
+            | ErrorType::WriteTimedout
+            | ErrorType::H2Error
     )
 }
 

@@ -20,7 +20,7 @@ pub const USAGE_BYTES_MAX: usize = 1024;
 pub struct Usage {
     /// Tokens of the prompt.
     #[serde(alias = "input_tokens")]
-    pub prompt_tokens: u64,
+    pub prompt_tokens: Option<u64>,
     /// Tokens generated.
     #[serde(alias = "output_tokens")]
     pub completion_tokens: Option<u64>,
@@ -39,6 +39,16 @@ impl Usage {
     #[must_use]
     pub fn cached_tokens(&self) -> Option<u64> {
         self.prompt_tokens_details.map(|details| details.cached_tokens)
+    }
+
+    /// What this object and an `earlier` one of the same answer tell together: `/v1/messages` streams the tokens of the
+    /// prompt at the start and those generated at the end.
+    fn after(self, earlier: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens.or(earlier.prompt_tokens),
+            completion_tokens: self.completion_tokens.or(earlier.completion_tokens),
+            prompt_tokens_details: self.prompt_tokens_details.or(earlier.prompt_tokens_details),
+        }
     }
 }
 
@@ -90,7 +100,7 @@ impl Observer {
         self.is_stream.then(|| now.duration_since(before).as_secs_f64())
     }
 
-    /// The `usage` object that passed last, if any did.
+    /// What the `usage` objects that passed told, if any did; of two that differ the later one counts.
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
         self.usage.last
@@ -155,7 +165,7 @@ impl UsageReader {
                     let taken = rest.len().min(room);
                     object.extend_from_slice(rest.get(..taken).unwrap_or_default());
                     match object_at_start(object) {
-                        Found::Usage(usage) => self.last = Some(usage),
+                        Found::Usage(usage) => self.last = Some(usage.after(self.last.unwrap_or_default())),
                         Found::More if object.len() < USAGE_BYTES_MAX => return,
                         Found::More | Found::Nothing => {}
                     }
@@ -238,7 +248,7 @@ mod tests {
 
     fn expected() -> Usage {
         Usage {
-            prompt_tokens: 5,
+            prompt_tokens: Some(5),
             completion_tokens: Some(3),
             prompt_tokens_details: Some(PromptDetails { cached_tokens: 4 }),
         }
@@ -255,8 +265,18 @@ mod tests {
                 usage.completion_tokens,
                 usage.cached_tokens()
             ),
-            (7, Some(2), None)
+            (Some(7), Some(2), None)
         );
+    }
+
+    #[test]
+    fn what_is_told_in_two_places_is_put_together() {
+        let usage = read(&[
+            br#"{"message":{"usage":{"input_tokens":7,"output_tokens":0}}}"#,
+            br#"{"usage":{"output_tokens":3}}"#,
+        ]);
+        let usage = usage.unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (Some(7), Some(3)));
     }
 
     #[test]
@@ -268,7 +288,11 @@ mod tests {
         }
         assert!(!matches!(&reader.state, Reading::Object(_)));
         reader.read(br#"","usage":{"prompt_tokens":1}}"#);
-        assert_eq!(reader.last.unwrap().prompt_tokens, 1, "and the next one is read");
+        assert_eq!(
+            reader.last.unwrap().prompt_tokens,
+            Some(1),
+            "and the next one is read"
+        );
     }
 
     #[test]

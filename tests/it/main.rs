@@ -5,6 +5,10 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
+mod backends;
+mod books;
 mod config;
 mod endpoints;
+mod observability;
+mod streams;
 mod world;

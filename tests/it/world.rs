@@ -5,15 +5,17 @@
 
 use kvway::app::App;
 use kvway::config::Config;
+use kvway::state::fleet::Backend;
 use mocks::{Engine, EngineOptions};
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;
 use pingora::server::configuration::ServerConf;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -27,6 +29,10 @@ pub struct Plan {
     pub cluster: String,
     /// Keys of every backend beside `id` and `address`, as in `, weight: 2`.
     pub backend: String,
+    /// Backends beside the engines, each as YAML such as `id: a, address: "localhost:1", weight: 2`.
+    pub more: Vec<String>,
+    /// The form of the access log.
+    pub access: &'static str,
 }
 
 impl Default for Plan {
@@ -36,6 +42,8 @@ impl Default for Plan {
             sections: String::new(),
             cluster: String::new(),
             backend: String::new(),
+            more: Vec::new(),
+            access: "json",
         }
     }
 }
@@ -59,13 +67,16 @@ pub struct World {
 pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) -> Config {
     let backends: String = backends
         .iter()
-        .map(|(id, address)| format!("      - {{id: {id}, address: \"{address}\"{}}}\n", plan.backend))
+        .map(|(id, address)| format!("id: {id}, address: \"{address}\"{}", plan.backend))
+        .chain(plan.more.iter().cloned())
+        .map(|backend| format!("      - {{{backend}}}\n"))
         .collect();
     let cluster: String = plan.cluster.lines().map(|line| format!("    {line}\n")).collect();
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: json, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}    backends:\n{backends}",
+        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}    backends:\n{backends}",
         plan.sections,
+        plan.access,
         log.display(),
     );
     Config::parse(&text, "test.yaml", &|_| None).unwrap_or_else(|error| panic!("{error}\n{text}"))
@@ -132,9 +143,21 @@ impl World {
             .unwrap()
     }
 
+    /// How many requests on `path` each engine has met.
+    pub fn received(&self, path: &str) -> Vec<u64> {
+        let count = |engine: &Engine| engine.stats().path(path).received;
+        self.engines.iter().map(count).collect()
+    }
+
+    /// The backend `id` in the gateway's books.
+    pub fn backend(&self, id: &str) -> &Backend {
+        let all = self.app.clusters()[0].fleet.backends();
+        all.iter().find(|backend| backend.id == id).unwrap()
+    }
+
     /// Waits until no request is running and the books are closed.
     pub async fn idle(&self) {
-        self.app.lifecycle.drained().await;
+        until(|| self.app.lifecycle.in_flight() == 0).await;
     }
 
     /// The metrics as Prometheus would read them.
@@ -152,11 +175,16 @@ impl World {
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// The access log so far, one value per request; closes it, so later requests are not in it.
-    pub async fn access_log(&self) -> Vec<serde_json::Value> {
+    /// The access log so far as it is written; closes it, so later requests are not in it.
+    pub async fn access_log_text(&self) -> String {
         self.idle().await;
         self.app.close_access_log();
-        let text = std::fs::read_to_string(self.folder.path().join("access.log")).unwrap();
+        std::fs::read_to_string(self.folder.path().join("access.log")).unwrap()
+    }
+
+    /// The access log so far, one value per request; closes it, so later requests are not in it.
+    pub async fn access_log(&self) -> Vec<serde_json::Value> {
+        let text = self.access_log_text().await;
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
@@ -184,6 +212,7 @@ pub async fn serve(app: &Arc<App>, shutdown: watch::Receiver<bool>) -> (SocketAd
         let mut connections = JoinSet::new();
         loop {
             let (socket, peer) = listener.accept().await.unwrap();
+            socket.set_nodelay(true).unwrap(); // as Pingora's listeners do
             let (guard, shutdown) = (Arc::clone(&guard), shutdown.clone());
             connections.spawn(async move { guard.process_new(stream(socket, peer), &shutdown).await });
         }
@@ -201,12 +230,34 @@ fn stream(socket: TcpStream, peer: SocketAddr) -> pingora::protocols::Stream {
     Box::new(stream)
 }
 
+/// An address at which nothing listens and that nobody else is given as long as the socket lives; an engine can start there.
+pub fn reserve() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// Waits for a state of the gateway that no event tells of; fails when it does not come.
+pub async fn until(condition: impl Fn() -> bool) {
+    let come = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(20), come).await.is_ok(),
+        "it never came"
+    );
+}
+
 /// A client that keeps connections and waits for nothing longer than a test may take.
 pub fn client() -> reqwest::Client {
     let _installed = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .no_proxy()
-        .timeout(std::time::Duration::from_mins(1))
+        .timeout(Duration::from_mins(1))
         .build()
         .unwrap()
 }
