@@ -147,7 +147,6 @@ impl Gateway {
         header.insert_header(CONTENT_LENGTH, body.len())?;
         header.insert_header(REQUEST_ID, ctx.id.clone())?;
         ctx.observer.header(&header);
-        ctx.observer.body_bytes = body.len();
         ctx.observer.complete = true;
         session.write_response_header(Box::new(header), false).await?;
         session.write_response_body(Some(body), true).await
@@ -294,6 +293,10 @@ impl ProxyHttp for Gateway {
         header: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if header.status == StatusCode::SWITCHING_PROTOCOLS {
+            // No upgrade was passed on, so this answers nothing, and what follows it is not HTTP.
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
         if header.status.is_informational() {
             return Ok(());
         }

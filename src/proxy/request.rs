@@ -315,7 +315,7 @@ impl RequestCtx {
             tries: self.tries,
             retried: &self.retried,
             body_bytes: self.body_bytes,
-            answer_bytes: self.observer.body_bytes,
+            answer_bytes: session.as_downstream().body_bytes_sent(),
             body_ms: milliseconds(self.body_time),
             first_token_ms: first_token.map(milliseconds),
             total_ms: milliseconds(total),

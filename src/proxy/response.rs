@@ -61,8 +61,6 @@ pub struct Observer {
     pub is_stream: bool,
     /// When the first byte of the body passed.
     pub first_chunk: Option<Instant>,
-    /// Bytes of the body so far.
-    pub body_bytes: usize,
     /// Chunks of the body so far.
     pub chunks: usize,
     /// Whether the answer passed to its end.
@@ -90,7 +88,6 @@ impl Observer {
 
     /// A chunk passes; tells the seconds since the chunk before it, in a stream.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) -> Option<f64> {
-        self.body_bytes += chunk.len();
         self.chunks += 1;
         self.usage.read(chunk);
         if self.first_chunk.is_none() {

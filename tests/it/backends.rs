@@ -5,6 +5,7 @@ use http::StatusCode;
 use mocks::{Engine, EngineOptions, Fault};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use tokio::net::TcpSocket;
 
@@ -312,12 +313,16 @@ mod retries {
         assert_bodies(&world, chat(&text).to_string().as_bytes(), 2);
     }
 
+    fn sha256(bytes: &[u8]) -> String {
+        Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").unwrap();
+            hex
+        })
+    }
+
     /// Every body that engines have read is `body`, and there are `count` of them.
     fn assert_bodies(world: &World, body: &[u8], count: usize) {
-        let expected = Sha256::digest(body)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let expected = sha256(body);
         let received: Vec<_> = world
             .engines
             .iter()
@@ -531,6 +536,58 @@ mod retries {
         let (_nobody, world) = one_down(1, "retries: {budget_ratio: 0}").await;
         assert_eq!(chats(&world, 30).await, [200; 30]);
         assert!(retries(&world, "connect") > 10.0);
+    }
+}
+
+mod silence {
+    use super::*;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinSet;
+
+    /// A listener whose queue is full, so that nobody can connect, and those who fill it.
+    async fn full_listener() -> (TcpListener, JoinSet<Option<TcpStream>>) {
+        let (socket, address) = reserve();
+        let listener = socket.listen(1).unwrap();
+        let mut queue = JoinSet::new();
+        for _ in 0..8 {
+            queue.spawn(async move { TcpStream::connect(address).await.ok() });
+        }
+        // Two fit; who connects now waits for ever.
+        for _ in 0..2 {
+            assert!(queue.join_next().await.unwrap().unwrap().is_some());
+        }
+        (listener, queue)
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_takes_no_connection_is_passed_over_in_time() {
+        let (silent, _queue) = full_listener().await;
+        let address = silent.local_addr().unwrap();
+        let world = World::with(Plan {
+            engines: vec![EngineOptions::default()],
+            more: vec![format!(r#"id: silent, address: "{address}""#)],
+            sections: "timeouts: {connect: 100ms}".to_owned(),
+            ..Plan::default()
+        })
+        .await;
+        assert_eq!(chats(&world, 2).await, [200; 2]);
+        assert!(retries(&world, "connect") >= 1.0);
+    }
+
+    #[tokio::test]
+    async fn when_no_backend_takes_a_connection_the_answer_is_504() {
+        let (silent, _queue) = full_listener().await;
+        let address = silent.local_addr().unwrap();
+        let world = World::with(Plan {
+            engines: vec![],
+            more: vec![format!(r#"id: silent, address: "{address}""#)],
+            sections: "timeouts: {connect: 100ms}".to_owned(),
+            ..Plan::default()
+        })
+        .await;
+        assert_eq!(world.chat().await.status(), 504);
+        let entry = world.last_entry().await;
+        assert_eq!(entry["outcome"], "backend_timeout");
     }
 }
 

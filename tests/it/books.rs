@@ -365,7 +365,7 @@ async fn a_client_that_leaves_while_its_body_arrives_leaves_nothing_behind() {
     let mut socket = tokio::net::TcpStream::connect(world.address).await.unwrap();
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
     socket.write_all(head.as_bytes()).await.unwrap();
-    socket.write_all(&[b' '; 100_000]).await.unwrap();
+    socket.write_all(&vec![b' '; 100_000]).await.unwrap();
     until(|| world.app.budget.used() == 100_000).await;
     let (mut client, driver) = h2_client(world.address).await;
     let response = h2_chat(&mut client, &chat("x"));

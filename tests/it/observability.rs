@@ -1,10 +1,12 @@
 //! What an operator sees: metrics and access log tell what happened, in a bounded number of series, and no secret.
 
-use crate::streams::{Actor, chunk};
+use crate::streams::{Actor, chunk, h2_chat, h2_client};
 use crate::world::{Plan, World, chat, reserve, stream_of};
 use mocks::{EngineOptions, Fault};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -302,6 +304,31 @@ async fn the_id_of_the_answer_is_the_one_in_the_log() {
     assert!(ids.iter().all(|id| !id.contains('"')));
 }
 
+#[tokio::test]
+async fn the_bytes_of_every_answer_are_logged() {
+    let world = world(1, "limits: {body_bytes_max: 1KiB}").await;
+    let (mut http2, _driver) = h2_client(world.address).await;
+    let mut bytes = Vec::new();
+    for body in [chat("short"), stream_of(100), chat(&"x".repeat(5000))] {
+        let request = world.client.post(world.url(CHAT)).json(&body);
+        let response = request.send().await.unwrap();
+        bytes.push(response.bytes().await.unwrap().len());
+        let mut body = h2_chat(&mut http2, &body).await.unwrap().into_body();
+        let mut count = 0;
+        while let Some(data) = body.data().await {
+            count += data.unwrap().len();
+        }
+        bytes.push(count);
+    }
+    let log = world.access_log().await;
+    let logged: Vec<usize> = log
+        .iter()
+        .map(|entry| entry["answer_bytes"].as_u64().unwrap().try_into().unwrap())
+        .collect();
+    assert_eq!(logged, bytes);
+    assert!(log.iter().all(|entry| entry["answer_bytes"] != 0));
+}
+
 mod secrets {
     use super::*;
 
@@ -341,101 +368,95 @@ mod secrets {
         }
     }
 
-    /// Success, and every error that the gateway knows.
-    async fn all_paths(world: &World) {
-        let fault = |fault: Fault| {
-            world
-                .engines
-                .iter()
-                .for_each(|engine| engine.fail_always(Some(fault.clone())))
+    /// A world that refuses on the slightest occasion.
+    async fn strict_world(access: &'static str, down: SocketAddr) -> World {
+        World::with(Plan {
+            sections: "limits: {body_bytes_max: 16KiB, header_bytes_max: 4KiB}\n\
+                       timeouts: {first_byte: 100ms, body: 100ms}\n\
+                       routes: [{path: /v1, model: tiny, cluster: llama}]"
+                .to_owned(),
+            backend: format!(", api_key: {BACKEND_KEY}"),
+            more: vec![format!(r#"id: down, address: "{down}", api_key: {BACKEND_KEY}"#)],
+            access,
+            ..Plan::default()
+        })
+        .await
+    }
+
+    /// Success, and what backends do to requests.
+    async fn backends_answer_and_fail(world: &World) {
+        let all = |fault: Option<&Fault>| {
+            for engine in &world.engines {
+                engine.fail_always(fault.cloned());
+            }
         };
-        let heal = || world.engines.iter().for_each(|engine| engine.fail_always(None));
         let ordinary = || request(world, CHAT, prompt().to_string());
         assert_eq!(status(ordinary()).await, 200);
         let mut stream = stream_of(5);
         stream["messages"] = prompt()["messages"].take();
         assert_eq!(status(request(world, CHAT, stream.to_string())).await, 200);
-        for (expected, kind) in [
+        let limited = Fault::Status {
+            code: 429,
+            retry_after: Some(1),
+        };
+        for (expected, fault) in [
             (503, OVERLOADED),
-            (
-                429,
-                Fault::Status {
-                    code: 429,
-                    retry_after: Some(1),
-                },
-            ),
+            (429, limited),
             (502, Fault::Garbage),
             (502, Fault::ResetBeforeResponse),
             (504, Fault::StallBeforeResponse),
             (200, Fault::CutStreamAfter(1)),
         ] {
-            fault(kind.clone());
-            assert_eq!(status(ordinary()).await, expected, "{kind:?}");
-            heal();
+            all(Some(&fault));
+            assert_eq!(status(ordinary()).await, expected, "{fault:?}");
+            all(None);
         }
-        let mut other = prompt();
-        other["model"] = "unknown".into();
-        assert_eq!(
-            status(request(world, CHAT, other.to_string())).await,
-            404,
-            "no model"
-        );
-        assert_eq!(
-            status(request(world, "/v2/x", prompt().to_string())).await,
-            404,
-            "no route"
-        );
-        let large = PROMPT.repeat(5000);
-        assert_eq!(status(request(world, CHAT, large)).await, 413);
-        let many = ordinary().header("x-long", KEY.repeat(1000));
-        assert_eq!(status(many).await, 431);
-        let head =
-            format!("POST {CHAT}?token={QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n");
-        let slow = raw(
-            world,
-            format!("{head}content-length: 100\r\n\r\n{PROMPT}").as_bytes(),
-        )
-        .await;
-        assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
-        let bad = raw(world, format!("{head}bad header {PROMPT}\r\n\r\n").as_bytes()).await;
-        let broken = raw(
-            world,
-            format!("{head}transfer-encoding: chunked\r\n\r\n{PROMPT}\r\n").as_bytes(),
-        )
-        .await;
-        for answer in [slow, bad, broken] {
-            assert_clean("answer", &answer);
-        }
-        world.engines[0].fail_next(1, Fault::StallBeforeResponse);
-        world.engines[1].fail_next(1, Fault::StallBeforeResponse);
-        let left = tokio::time::timeout(std::time::Duration::from_millis(20), ordinary().send()).await;
+        all(Some(&Fault::StallBeforeResponse));
+        let left = tokio::time::timeout(Duration::from_millis(20), ordinary().send()).await;
         assert!(left.is_err(), "the answer is held");
         world.idle().await;
-        heal();
+        all(None);
         for backend in world.app.clusters()[0].fleet.backends() {
             backend.set_healthy(false);
         }
         assert_eq!(status(ordinary()).await, 503, "no backend");
     }
 
+    /// What the gateway refuses by itself.
+    async fn gateway_refuses(world: &World) {
+        let mut unknown = prompt();
+        unknown["model"] = "unknown".into();
+        for (expected, request) in [
+            (404, request(world, CHAT, unknown.to_string())),
+            (404, request(world, "/v2/x", prompt().to_string())),
+            (413, request(world, CHAT, PROMPT.repeat(5000))),
+            (
+                431,
+                request(world, CHAT, prompt().to_string()).header("x-long", KEY.repeat(1000)),
+            ),
+        ] {
+            assert_eq!(status(request).await, expected);
+        }
+        let head =
+            format!("POST {CHAT}?token={QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n");
+        for (expected, rest) in [
+            ("408", format!("content-length: 100\r\n\r\n{PROMPT}")),
+            ("400", format!("bad header {PROMPT}\r\n\r\n")),
+            ("400", format!("transfer-encoding: chunked\r\n\r\n{PROMPT}\r\n")),
+        ] {
+            let answer = raw(world, format!("{head}{rest}").as_bytes()).await;
+            assert_eq!(answer.get(9..12), Some(expected), "{rest}");
+            assert_clean("answer", &answer);
+        }
+    }
+
     #[tokio::test]
     async fn no_secret_is_told_to_anybody() {
         for access in ["json", "text"] {
             let (_nobody, address) = reserve();
-            let world = World::with(Plan {
-                sections: "limits: {body_bytes_max: 16KiB, header_bytes_max: 4KiB}\n\
-                           timeouts: {first_byte: 100ms, body: 100ms}\n\
-                           routes: [{path: /v1, model: tiny, cluster: llama}]"
-                    .to_owned(),
-                backend: format!(", api_key: {BACKEND_KEY}"),
-                more: vec![format!(
-                    r#"id: down, address: "{address}", api_key: {BACKEND_KEY}"#
-                )],
-                access,
-                ..Plan::default()
-            })
-            .await;
-            all_paths(&world).await;
+            let world = strict_world(access, address).await;
+            gateway_refuses(&world).await;
+            backends_answer_and_fail(&world).await;
             let received = world.engines.iter().flat_map(|engine| engine.received());
             for request in received {
                 let key = format!("Bearer {BACKEND_KEY}");
@@ -445,7 +466,7 @@ mod secrets {
             let state = world.app.admin().respond(&http::Method::GET, "/state", None);
             assert_clean("state", &String::from_utf8_lossy(state.body()));
             let log = world.access_log_text().await;
-            assert!(log.lines().count() >= 15, "{log}");
+            assert!(log.lines().count() >= 14, "{log}");
             assert_clean("access log", &log);
         }
     }
