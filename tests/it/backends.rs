@@ -224,7 +224,7 @@ mod health {
 
     #[tokio::test]
     async fn an_engine_that_never_answers_its_check_is_unhealthy() {
-        let world = world(1, "health: {failures: 1, timeout: 50ms}", "").await;
+        let world = world(1, "health: {failures: 1, timeout: 300ms}", "").await;
         let gate = world.engines[0].hold_path("/health");
         world.check_health().await;
         assert!(!world.backend("vllm-0").is_healthy());
@@ -546,7 +546,7 @@ mod silence {
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinSet;
 
-    /// Far more than the configured 100 ms, far less than it takes the system to give a connection up.
+    /// Far more than the configured 500 ms, far less than it takes the system to give a connection up.
     const IN_TIME: Duration = Duration::from_secs(10);
 
     /// A listener whose queue is full, so that nobody can connect, and those who fill it.
@@ -571,7 +571,7 @@ mod silence {
         let world = World::with(Plan {
             engines: vec![EngineOptions::default()],
             more: vec![format!(r#"id: silent, address: "{address}""#)],
-            sections: "timeouts: {connect: 100ms}".to_owned(),
+            sections: "timeouts: {connect: 500ms}".to_owned(),
             ..Plan::default()
         })
         .await;
@@ -587,7 +587,7 @@ mod silence {
         let world = World::with(Plan {
             engines: vec![],
             more: vec![format!(r#"id: silent, address: "{address}""#)],
-            sections: "timeouts: {connect: 100ms}".to_owned(),
+            sections: "timeouts: {connect: 500ms}".to_owned(),
             ..Plan::default()
         })
         .await;

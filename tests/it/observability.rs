@@ -372,7 +372,7 @@ mod secrets {
     async fn strict_world(access: &'static str, down: SocketAddr) -> World {
         World::with(Plan {
             sections: "limits: {body_bytes_max: 16KiB, header_bytes_max: 4KiB}\n\
-                       timeouts: {first_byte: 100ms, body: 100ms}\n\
+                       timeouts: {first_byte: 400ms, body: 400ms}\n\
                        routes: [{path: /v1, model: tiny, cluster: llama}]"
                 .to_owned(),
             backend: format!(", api_key: {BACKEND_KEY}"),

@@ -320,7 +320,7 @@ mod pressure {
         let neighbour = h2_chat(&mut client, &stream_of(1));
         let (neighbour, _socket) = tokio::join!(neighbour, actor.start_stream());
         assert_eq!(neighbour.unwrap().status(), 200);
-        until(|| world.app.lifecycle.in_flight() == 1).await;
+        world.idle().await;
     }
 }
 
@@ -478,7 +478,7 @@ mod deadlines {
 
     #[tokio::test]
     async fn silence_in_the_middle_of_a_stream_ends_it() {
-        let world = failing(&Fault::StallAfter(3), "timeouts: {between_bytes: 150ms}").await;
+        let world = failing(&Fault::StallAfter(3), "timeouts: {between_bytes: 300ms}").await;
         let mut response = post(&world, 10).await;
         read_events(&mut response, 3).await;
         assert!(response.chunk().await.is_err(), "the end is not a regular one");
@@ -503,7 +503,7 @@ mod deadlines {
             gap: Duration::from_millis(5),
             ..SseOptions::default()
         };
-        let world = world(sse, "timeouts: {first_byte: 300ms, total: 300ms}").await;
+        let world = world(sse, "timeouts: {first_byte: 500ms, total: 500ms}").await;
         let response = post(&world, 100_000).await;
         assert_eq!(response.status(), 200);
         assert!(response.bytes().await.is_err());
@@ -527,7 +527,7 @@ mod deadlines {
 
     #[tokio::test]
     async fn silence_ends_a_stream_over_http2_with_an_error() {
-        let world = failing(&Fault::StallAfter(2), "timeouts: {between_bytes: 150ms}").await;
+        let world = failing(&Fault::StallAfter(2), "timeouts: {between_bytes: 300ms}").await;
         let (mut client, _driver) = h2_client(world.address).await;
         let mut body = h2_chat(&mut client, &stream_of(9)).await.unwrap().into_body();
         while body.data().await.unwrap().is_ok() {}
