@@ -78,6 +78,7 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
         seed: compare.seed,
     };
     process::pin(load_core)?;
+    process::adopt_orphans()?;
     let programs = programs(compare)?;
     let mut stage = Stage::set(compare, &programs, &settings).await?;
     let mut cases = Vec::new();
@@ -144,7 +145,7 @@ fn workloads(compare: &Compare) -> Result<Vec<(String, Workload)>> {
     let mut workloads = Vec::new();
     for size in &compare.body_bytes {
         workloads.push((
-            format!("Bodies of {size}"),
+            format!("Bodies of {size:.0}"),
             workload(usize::try_from(size.as_u64())?, false),
         ));
     }

@@ -1,7 +1,7 @@
 //! What a result was measured on: kernel, processor, versions of the programs.
 //!
 //! Asked once by `contest`. It names no host and no user.
-use std::{fs, path::Path, process::Command, thread};
+use std::{fs, path::Path, process::Command};
 
 use serde::Serialize;
 
@@ -18,32 +18,33 @@ impl Machine {
     pub(crate) fn here() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
-        let cpu_model = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".to_owned());
+        let cpus = read("/proc/cpuinfo");
+        let cpu_model = field(&cpus, "model name").unwrap_or_else(|| "unknown".to_owned());
         let memory = field(&read("/proc/meminfo"), "MemTotal");
         Self {
             kernel,
             cpu_model,
-            cores: thread::available_parallelism().map_or(0, usize::from),
+            cores: cpus.lines().filter(|line| line.starts_with("processor")).count(),
             memory_kib: memory.and_then(|memory| memory.split(' ').next()?.parse().ok()),
         }
     }
 }
 
-/// The first line that `program` says about itself; `None` if it cannot be started.
+/// What `program` says that it is; `None` if it cannot be started.
 pub(crate) fn version(program: &Path, argument: &str) -> Option<String> {
     let output = Command::new(program).arg(argument).output().ok()?;
+    if !output.status.success() {
+        return Some("unknown".to_owned());
+    }
     let text = if output.stdout.is_empty() {
         output.stderr
     } else {
         output.stdout
     };
-    let line = String::from_utf8_lossy(&text)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
-    Some(line)
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next().unwrap_or_default();
+    // nginx introduces itself as "nginx version: nginx/1".
+    Some(line.rsplit(": ").next().unwrap_or(line).trim().to_owned())
 }
 
 /// The value after `name` and a colon, in the lists that the kernel writes.

@@ -1,7 +1,8 @@
 //! `kvway-bench`: load for LLM gateways, and a comparison of what proxies cost.
 //!
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
-//! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread` and `report`.
+//! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`,
+//! `report` and `markdown`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path, rc::Rc};
@@ -26,6 +27,7 @@ mod contest;
 mod contestant;
 mod cpu;
 mod machine;
+mod markdown;
 mod measurement;
 mod process;
 mod report;
@@ -126,7 +128,7 @@ async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
         .measure(&[address], &requests, meter.as_ref(), interrupt)
         .await?;
     let target = run.target.to_string();
-    print(&report::summary(&target, &summary)?)?;
+    print(&markdown::summary(&target, &summary)?)?;
     if let Some(file) = &run.json {
         let connections = run.connections.get();
         keep(
@@ -147,7 +149,7 @@ async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
 
 async fn compare_proxies(compare: &Compare) -> Result<()> {
     let report = contest::run(compare).await?;
-    print(&report.markdown()?)?;
+    print(&markdown::report(&report)?)?;
     compare.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
 }
 

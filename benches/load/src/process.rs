@@ -1,13 +1,16 @@
 //! Processes that a comparison starts: on one core, in a group of their own, gone when their owner is dropped.
 //!
-//! Used by `contest`. Dropping kills the whole group, so that workers of a proxy go with it, on every way out.
+//! Used by `contest`. Dropping kills the whole group and waits for it, so that workers of a proxy go with it, on every
+//! way out. It ends nothing gently: there is no state to save.
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::{fs, fs::File, net::SocketAddr, path::Path, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 /// How much of a log is shown when its process ends too early.
@@ -67,10 +70,17 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if there is nothing left to end.
-        let _gone = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let group = Pid::from_raw(self.pid());
+        // These fail only if there is nothing left to end.
+        let _gone = killpg(group, Signal::SIGKILL);
         let _gone = self.child.wait();
+        while waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
     }
+}
+
+/// From now on, what the children leave behind becomes ours to wait for.
+pub(crate) fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(true).context("adopting orphans")
 }
 
 /// Keeps the calling thread, and what it starts, on one core.

@@ -1,5 +1,7 @@
-//! The result of a comparison: what is kept as JSON, and the Markdown that is printed. Pure; filled by `contest`.
-use std::{collections::BTreeMap, fmt::Write};
+//! The result of a comparison as it is kept: figures of every round, their medians and ratios.
+//!
+//! Filled by `contest`, written as JSON by `main`, shown by `markdown`. Pure.
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -10,11 +12,18 @@ use crate::spread::Spread;
 use crate::workload::Workload;
 
 /// One number of a window.
-struct Figure {
-    key: &'static str,
-    title: &'static str,
-    decimals: usize,
+pub(crate) struct Figure {
+    pub(crate) key: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) decimals: usize,
     read: fn(&Summary) -> Option<f64>,
+}
+
+impl Figure {
+    /// A ratio has no unit.
+    pub(crate) fn ratio_title(&self) -> String {
+        self.title.replace(" µs", "")
+    }
 }
 
 const fn figure(
@@ -35,6 +44,8 @@ fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Optio
     quantiles.map(read)
 }
 
+const CORES: &str = "cores";
+
 const ANSWERS: [Figure; 6] = [
     figure("cpu_us_per_request", "CPU µs/request", 1, |s| {
         s.cpu.as_ref()?.us_per_request
@@ -51,7 +62,7 @@ const ANSWERS: [Figure; 6] = [
     figure("requests_per_second", "requests/s", 0, |s| {
         Some(s.requests_per_second)
     }),
-    figure("cores", "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
+    figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
 
 const STREAMS: [Figure; 7] = [
@@ -71,10 +82,10 @@ const STREAMS: [Figure; 7] = [
         quantile(s.gap.as_ref(), |q| q.p99_us)
     }),
     figure("events_per_second", "events/s", 0, |s| Some(s.events_per_second)),
-    figure("cores", "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
+    figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
 
-/// Which of the figures are worth a ratio.
+/// Who is compared with whom.
 const RATIOS: [(Contestant, Contestant); 3] = [
     (Contestant::Kvway, Contestant::Nginx),
     (Contestant::Kvway, Contestant::BarePingora),
@@ -110,246 +121,81 @@ pub(crate) struct Settings {
 /// One kind of request, against all targets.
 #[derive(Serialize)]
 pub(crate) struct Case {
-    name: String,
+    pub(crate) name: String,
     workload: Workload,
-    targets: Vec<Entry>,
-    ratios: Vec<Ratio>,
+    pub(crate) targets: Vec<Entry>,
+    pub(crate) ratios: Vec<Ratio>,
 }
 
+/// One target with all its rounds.
 #[derive(Serialize)]
-struct Entry {
-    target: Contestant,
-    figures: BTreeMap<&'static str, Spread>,
-    rounds: Vec<Summary>,
+pub(crate) struct Entry {
+    pub(crate) target: Contestant,
+    pub(crate) figures: BTreeMap<&'static str, Spread>,
+    pub(crate) rounds: Vec<Summary>,
 }
 
+/// One target divided by another, round by round.
 #[derive(Serialize)]
-struct Ratio {
-    of: Contestant,
-    to: Contestant,
-    figures: BTreeMap<&'static str, Spread>,
+pub(crate) struct Ratio {
+    pub(crate) of: Contestant,
+    pub(crate) to: Contestant,
+    pub(crate) figures: BTreeMap<&'static str, Spread>,
 }
 
 impl Case {
-    /// `rounds` holds the rounds of each target, in the same order.
     pub(crate) fn new(name: String, workload: Workload, rounds: Vec<(Contestant, Vec<Summary>)>) -> Self {
-        let figures = figures(&workload);
-        let entry = |(target, rounds): (Contestant, Vec<Summary>)| {
-            let spread = |figure: &Figure| Spread::of(values(&rounds, figure).into_iter().flatten());
-            let spreads = figures
-                .iter()
-                .filter_map(|figure| Some((figure.key, spread(figure)?)))
-                .collect();
-            Entry {
-                target,
-                figures: spreads,
-                rounds,
-            }
-        };
-        let targets: Vec<Entry> = rounds.into_iter().map(entry).collect();
-        let ratios = RATIOS
-            .iter()
-            .filter_map(|&(of, to)| ratio(figures, &targets, of, to))
-            .collect();
-        Self {
+        let mut case = Self {
             name,
             workload,
-            targets,
-            ratios,
+            targets: Vec::new(),
+            ratios: Vec::new(),
+        };
+        for (target, rounds) in rounds {
+            let spread = |figure: &Figure| Spread::of(values(&rounds, figure).into_iter().flatten());
+            let figures = case
+                .figures()
+                .iter()
+                .filter_map(|figure| Some((figure.key, spread(figure)?)));
+            let figures = figures.collect();
+            case.targets.push(Entry {
+                target,
+                figures,
+                rounds,
+            });
         }
+        case.ratios = RATIOS.iter().filter_map(|&(of, to)| case.ratio(of, to)).collect();
+        case
     }
-}
 
-fn figures(workload: &Workload) -> &'static [Figure] {
-    if workload.stream { &STREAMS } else { &ANSWERS }
+    /// What was measured of each target.
+    pub(crate) fn figures(&self) -> &'static [Figure] {
+        if self.workload.stream { &STREAMS } else { &ANSWERS }
+    }
+
+    /// What is worth a ratio: how busy a core was says nothing without the rate.
+    pub(crate) fn compared(&self) -> impl Iterator<Item = &'static Figure> {
+        self.figures().iter().filter(|figure| figure.key != CORES)
+    }
+
+    fn ratio(&self, of: Contestant, to: Contestant) -> Option<Ratio> {
+        let entry = |wanted| self.targets.iter().find(|entry| entry.target == wanted);
+        let (top, bottom) = (&entry(of)?.rounds, &entry(to)?.rounds);
+        let spread = |figure: &Figure| Spread::of_ratios(&values(top, figure), &values(bottom, figure));
+        let figures = self
+            .compared()
+            .filter_map(|figure| Some((figure.key, spread(figure)?)))
+            .collect();
+        Some(Ratio { of, to, figures })
+    }
 }
 
 fn values(rounds: &[Summary], figure: &Figure) -> Vec<Option<f64>> {
-    rounds.iter().map(|round| (figure.read)(round)).collect()
-}
-
-fn ratio(figures: &[Figure], targets: &[Entry], of: Contestant, to: Contestant) -> Option<Ratio> {
-    let rounds = |wanted| {
-        targets
-            .iter()
-            .find(|entry| entry.target == wanted)
-            .map(|entry| &entry.rounds)
-    };
-    let (top, bottom) = (rounds(of)?, rounds(to)?);
-    let spread = |figure: &Figure| Spread::of_ratios(&values(top, figure), &values(bottom, figure));
-    let spreads = figures
-        .iter()
-        .filter_map(|figure| Some((figure.key, spread(figure)?)))
-        .collect();
-    Some(Ratio {
-        of,
-        to,
-        figures: spreads,
-    })
-}
-
-impl Report {
-    /// The tables, with what is needed to read them.
-    pub(crate) fn markdown(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        let (machine, settings) = (&self.machine, &self.settings);
-        writeln!(text, "# Cost of a proxy\n")?;
-        writeln!(
-            text,
-            "Revision {}, {}; {}, {} cores, Linux {}; proxy on core {}, load and engines on core {}.",
-            self.revision,
-            self.date,
-            machine.cpu_model,
-            machine.cores,
-            machine.kernel,
-            settings.proxy_core,
-            settings.load_core
-        )?;
-        writeln!(
-            text,
-            "{} interleaved rounds of {} s, {} connections, two mock engines, seed {}. \
-             Medians of the rounds, with the least and the most in brackets.",
-            settings.rounds, settings.seconds, settings.connections, settings.seed
-        )?;
-        let versions: Vec<&str> = self.versions.values().map(String::as_str).collect();
-        writeln!(text, "Versions: {}.", versions.join("; "))?;
-        for line in &self.skipped {
-            writeln!(text, "Skipped: {line}.")?;
-        }
-        for case in &self.cases {
-            case.markdown(&mut text)?;
-        }
-        let rounds = self
-            .cases
-            .iter()
-            .flat_map(|case| &case.targets)
-            .flat_map(|entry| &entry.rounds);
-        let foreign = rounds.filter_map(|round| Some(round.cpu.as_ref()?.foreign_cores? * 100.0));
-        if let Some(foreign) = Spread::of(foreign) {
-            writeln!(
-                text,
-                "\nOther work on the proxy's core: {:.1} % of the time, at most {:.1} % in one window.",
-                foreign.median, foreign.max
-            )?;
-        }
-        Ok(text)
-    }
-}
-
-impl Case {
-    fn markdown(&self, text: &mut String) -> std::fmt::Result {
-        let figures = figures(&self.workload);
-        writeln!(text, "\n## {}\n\n| |{} errors |", self.name, titles(figures))?;
-        writeln!(text, "|---|{}---:|", "---:|".repeat(figures.len()))?;
-        for entry in &self.targets {
-            let cells: String = figures
-                .iter()
-                .map(|figure| {
-                    cell(
-                        entry.figures.get(figure.key),
-                        figure.decimals,
-                        figure.key.starts_with("cpu"),
-                    )
-                })
-                .collect();
-            let errors: u64 = entry.rounds.iter().map(Summary::errors_total).sum();
-            writeln!(text, "| {} |{cells} {errors} |", entry.target)?;
-        }
-        for entry in &self.targets {
-            if let Some(error) = entry.rounds.iter().find_map(|round| round.first_error.as_ref()) {
-                writeln!(text, "\nFirst error with {}: {error}.", entry.target)?;
-            }
-        }
-        if !self.ratios.is_empty() {
-            writeln!(
-                text,
-                "\n| ratio |{}\n|---|{}",
-                titles(figures),
-                "---:|".repeat(figures.len())
-            )?;
-        }
-        for ratio in &self.ratios {
-            let cells: String = figures
-                .iter()
-                .map(|figure| cell(ratio.figures.get(figure.key), 2, true))
-                .collect();
-            writeln!(text, "| {} / {} |{cells}", ratio.of, ratio.to)?;
-        }
-        Ok(())
-    }
-}
-
-fn titles(figures: &[Figure]) -> String {
-    let titles: Vec<String> = figures
-        .iter()
-        .map(|figure| format!(" {} |", figure.title))
-        .collect();
-    titles.concat()
-}
-
-fn cell(spread: Option<&Spread>, decimals: usize, with_range: bool) -> String {
-    match spread {
-        None => " – |".to_owned(),
-        Some(Spread { median, min, max }) if with_range => {
-            format!(" {median:.decimals$} ({min:.decimals$}–{max:.decimals$}) |")
-        }
-        Some(Spread { median, .. }) => format!(" {median:.decimals$} |"),
-    }
-}
-
-/// The summary of one run, for people.
-pub(crate) fn summary(target: &str, summary: &Summary) -> Result<String, std::fmt::Error> {
-    let mut text = String::new();
-    writeln!(
-        text,
-        "{target}: {} requests in {:.2} s",
-        summary.requests, summary.seconds
-    )?;
-    if summary.interrupted {
-        writeln!(text, "interrupted: what was measured until then")?;
-    }
-    let rows = [
-        ("latency", &summary.latency),
-        ("first event", &summary.ttft),
-        ("gap", &summary.gap),
-    ];
-    writeln!(
-        text,
-        "\n| µs | mean | p50 | p90 | p99 | max |\n|---|---:|---:|---:|---:|---:|"
-    )?;
-    for (name, quantiles) in rows {
-        let Some(q) = quantiles else { continue };
-        let (mean, p50, p90, p99, max) = (q.mean_us, q.p50_us, q.p90_us, q.p99_us, q.max_us);
-        writeln!(
-            text,
-            "| {name} | {mean:.0} | {p50:.0} | {p90:.0} | {p99:.0} | {max:.0} |"
-        )?;
-    }
-    writeln!(text, "\nrequests/s: {:.1}", summary.requests_per_second)?;
-    if summary.events > 0 {
-        writeln!(text, "events/s: {:.1}", summary.events_per_second)?;
-    }
-    if let Some(cpu) = &summary.cpu {
-        let per = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
-        let (request, event) = (per(cpu.us_per_request), per(cpu.us_per_event));
-        writeln!(
-            text,
-            "CPU: {:.2} cores, {request} µs/request, {event} µs/event",
-            cpu.cores
-        )?;
-    }
-    writeln!(text, "errors: {}", summary.errors_total())?;
-    for (kind, count) in &summary.errors {
-        writeln!(text, "  {kind}: {count}")?;
-    }
-    if let Some(error) = &summary.first_error {
-        writeln!(text, "  the first: {error}")?;
-    }
-    Ok(text)
+    rounds.iter().map(figure.read).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -368,7 +214,7 @@ mod tests {
         recorder.summary(Duration::from_secs(1), Some(spent), false)
     }
 
-    fn report() -> Report {
+    pub(crate) fn report() -> Report {
         let workload = Workload {
             model: "tiny".to_owned(),
             body_bytes: 1024,
@@ -403,21 +249,6 @@ mod tests {
             },
             cases: vec![Case::new("1 KiB".to_owned(), workload, rounds)],
         }
-    }
-
-    #[test]
-    fn the_table_holds_medians_ranges_ratios_and_errors() {
-        let text = report().markdown().unwrap();
-        for expected in [
-            "| nginx | 25.0 (20.0–30.0) | 250 | 250 | 250 | 1000 | 0.03 | 3 |",
-            "| kvway | 45.0 (40.0–75.0) |",
-            "| kvway / nginx | 2.00 (1.50–3.00) |",
-            "Skipped: bare Pingora is not installed.",
-            "First error with nginx: connection closed before the answer was complete.",
-        ] {
-            assert!(text.contains(expected), "{expected} is not in\n{text}");
-        }
-        assert!(!text.contains("/ bare Pingora"));
     }
 
     #[test]
