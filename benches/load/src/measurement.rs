@@ -1,7 +1,7 @@
 //! What is counted while a window is open, and the summary that is made of it.
 //!
 //! Connections record into one `Recorder`; `window` opens and closes it. Bounded by three histograms, whatever the
-//! number of requests. A request counts in the window in which it ends, so that closing a window cuts nothing off.
+//! number of requests. An answer counts in the window in which it ends, so that closing a window cuts nothing off.
 use std::cell::{Cell, RefCell};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -94,7 +94,7 @@ impl Recorder {
         self.open.set(true);
     }
 
-    /// Nothing is counted any more and no request starts.
+    /// No answer is counted any more and no request starts.
     pub(crate) fn close(&self) {
         self.open.set(false);
         self.quota.set(Quota::Spent);
@@ -131,12 +131,11 @@ impl Recorder {
         }
     }
 
+    /// Failures count at any time, or one that outlasts the window would go unseen.
     pub(crate) fn failed(&self, failure: &Failure) {
-        if self.open.get() {
-            let mut tally = self.tally.borrow_mut();
-            *tally.errors.entry(failure.kind()).or_default() += 1;
-            tally.first_error.get_or_insert_with(|| failure.to_string());
-        }
+        let mut tally = self.tally.borrow_mut();
+        *tally.errors.entry(failure.kind()).or_default() += 1;
+        tally.first_error.get_or_insert_with(|| failure.to_string());
     }
 
     pub(crate) fn summary(&self, elapsed: Duration, cpu: Option<Spent>, interrupted: bool) -> Summary {
@@ -230,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_ends_in_the_open_window_counts() {
+    fn answers_count_in_the_open_window_and_failures_always() {
         let recorder = Recorder::new(Quota::Endless).unwrap();
         recorder.answered(Duration::from_millis(9));
         recorder.open();
@@ -248,7 +247,7 @@ mod tests {
             }),
             false,
         );
-        assert_eq!((summary.requests, summary.errors_total()), (2, 1));
+        assert_eq!((summary.requests, summary.errors_total()), (2, 2));
         assert_eq!(summary.errors.get("status"), Some(&1));
         assert_eq!(summary.first_error.as_deref(), Some("status 503"));
         assert!((summary.requests_per_second - 1.0).abs() < 1e-9);

@@ -73,14 +73,14 @@ impl Window {
             let cpu = cpu_after
                 .zip(cpu_before)
                 .map(|(after, before)| after.since(before));
-            let summary = recorder.summary(elapsed, cpu, interrupted);
+            // What was started may end, so that a proxy keeps its connections and a request that hangs is noticed.
             if !interrupted {
                 tokio::select! {
                     () = wait(None, &mut connections) => {}
                     () = &mut interrupt => {}
                 }
             }
-            anyhow::Ok(summary)
+            Ok(recorder.summary(elapsed, cpu, interrupted))
         });
         measured.await
     }

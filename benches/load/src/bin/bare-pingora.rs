@@ -12,7 +12,7 @@ use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 /// Balances HTTP requests over backends in turn.
 #[derive(Parser)]
-#[command(version = "(Pingora 0.9.1)")]
+#[command(name = "bare-pingora", version = "(Pingora 0.9.1)")]
 struct Arguments {
     /// Address to listen on.
     #[arg(long)]
