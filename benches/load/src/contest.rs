@@ -236,7 +236,7 @@ impl Stage {
                 body_bytes_max,
             },
         )?;
-        let name = contestant.to_string().replace(' ', "-");
+        let name = contestant.to_string().to_lowercase().replace(' ', "-");
         let mut process = Process::spawn(&name, launch.command, settings.proxy_core, directory)?;
         ready(&mut process, listen).await?;
         let meter = CpuMeter::of_tree(process.pid())?.watching(settings.proxy_core);

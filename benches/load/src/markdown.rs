@@ -5,7 +5,7 @@ use crate::measurement::Summary;
 use crate::report::{Case, Figure, Report};
 use crate::spread::Spread;
 
-/// Above this share of other work on the proxy's core, times and rates say little about the proxy.
+/// Above this share of other work on the proxy's core, latencies say little and even CPU times rise.
 const FOREIGN_PERCENT_MAX: f64 = 5.0;
 
 /// The tables of a comparison, with what is needed to read them.
@@ -100,7 +100,7 @@ fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
     if max > FOREIGN_PERCENT_MAX {
         write!(
             text,
-            " The core was not the proxy's alone: trust CPU times more than latencies and rates."
+            " The core was not the proxy's alone: measure again on a quiet machine."
         )?;
     }
     writeln!(text)
