@@ -40,7 +40,9 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
-    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&visitor, &engines))?;
+    std::thread::Builder::new()
+        .name("demo".to_owned())
+        .spawn(move || visit(&visitor, &engines))?;
     let engines = addresses.recv().context("the engines did not start")?;
     let settings = HashMap::from([
         ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
@@ -50,7 +52,9 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
         ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
         ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
     ]);
-    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())?;
+    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| {
+        settings.get(name).cloned()
+    })?;
     log::start(&config.log);
     let ended = Arc::new(App::new(config)?).run(false);
     clean_up(&folder);
@@ -94,7 +98,11 @@ fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 2]>) {
 fn engine(id: &str) -> std::io::Result<Engine> {
     Engine::start(EngineOptions {
         id: id.to_owned(),
-        sse: SseOptions { events: 8, gap: Duration::from_millis(100), ..SseOptions::default() },
+        sse: SseOptions {
+            events: 8,
+            gap: Duration::from_millis(100),
+            ..SseOptions::default()
+        },
         ..EngineOptions::default()
     })
 }
@@ -103,20 +111,37 @@ impl Visitor {
     async fn show(&self) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;
-        say(&format!("\nkvway listens on {} with two mock engines behind it, vllm-0 and vllm-1.\n", self.gateway));
-        say(&format!("{:<34} {:>6}  {:<8} {:<14} {:>10} {:>9}", "request", "status", "backend", "why", "first byte", "total"));
+        say(&format!(
+            "\nkvway listens on {} with two mock engines behind it, vllm-0 and vllm-1.\n",
+            self.gateway
+        ));
+        say(&format!(
+            "{:<34} {:>6}  {:<8} {:<14} {:>10} {:>9}",
+            "request", "status", "backend", "why", "first byte", "total"
+        ));
         let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
-        self.ask(&client, "chat", &chat("What is a KV cache?", false)).await?;
-        self.ask(&client, "the same again", &chat("What is a KV cache?", false)).await?;
-        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false)).await?;
-        self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true)).await?;
-        self.ask(&client, "a model that nobody serves", &json!({"model": "none", "messages": []})).await?;
+        self.ask(&client, "chat", &chat("What is a KV cache?", false))
+            .await?;
+        self.ask(&client, "the same again", &chat("What is a KV cache?", false))
+            .await?;
+        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false))
+            .await?;
+        self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true))
+            .await?;
+        self.ask(
+            &client,
+            "a model that nobody serves",
+            &json!({"model": "none", "messages": []}),
+        )
+        .await?;
         say(&format!(
             "\nTry it:\n  curl -N http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{}'",
-            self.gateway,
-            r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
+            self.gateway, r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
         ));
-        say(&format!("  curl http://{}/state\n  curl http://{}/metrics", self.admin, self.admin));
+        say(&format!(
+            "  curl http://{}/state\n  curl http://{}/metrics",
+            self.admin, self.admin
+        ));
         if !self.once {
             say("\nCtrl-C ends the demo.");
         }
@@ -126,22 +151,41 @@ impl Visitor {
     async fn wait_until_ready(&self, client: &reqwest::Client) -> anyhow::Result<()> {
         let ready = async {
             let url = format!("http://{}/v1/models", self.gateway);
-            while !client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            while !client
+                .get(&url)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
                 sleep(POLL_PERIOD).await;
             }
         };
-        timeout(PATIENCE, ready).await.map_err(|_| anyhow!("the gateway did not start on {}", self.gateway))
+        timeout(PATIENCE, ready)
+            .await
+            .map_err(|_| anyhow!("the gateway did not start on {}", self.gateway))
     }
 
     /// Sends one request and prints what became of it, as the access log tells.
     async fn ask(&self, client: &reqwest::Client, what: &str, body: &Value) -> anyhow::Result<()> {
         let id = format!("demo-{}", what.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
         let url = format!("http://{}/v1/chat/completions", self.gateway);
-        let answer = client.post(url).header("x-request-id", &id).json(body).send().await?;
+        let answer = client
+            .post(url)
+            .header("x-request-id", &id)
+            .json(body)
+            .send()
+            .await?;
         let text = answer.text().await?;
-        ensure!(body["stream"] != true || text.ends_with("data: [DONE]\n\n"), "the stream is not complete");
+        ensure!(
+            body["stream"] != true || text.ends_with("data: [DONE]\n\n"),
+            "the stream is not complete"
+        );
         let entry = self.entry(&id).await?;
-        let milliseconds = |key: &str| entry[key].as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+        let milliseconds = |key: &str| {
+            entry[key]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
+        };
         say(&format!(
             "{what:<34} {:>6}  {:<8} {:<14} {:>10} {:>9}",
             entry["status"],
@@ -157,14 +201,18 @@ impl Visitor {
         let found = async {
             loop {
                 let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-                if let Some(entry) = entries.filter(|entry| entry["request_id"] == id).last() {
+                let entries = log
+                    .lines()
+                    .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                if let Some(entry) = entries.rev().find(|entry| entry["request_id"] == id) {
                     return entry;
                 }
                 sleep(POLL_PERIOD).await;
             }
         };
-        timeout(PATIENCE, found).await.context("no line in the access log")
+        timeout(PATIENCE, found)
+            .await
+            .context("no line in the access log")
     }
 }
 

@@ -351,7 +351,8 @@ impl ProxyHttp for Gateway {
             .is_some_and(|header| !header.status.is_informational());
         let client_failed = *error.esource() == ErrorSource::Downstream;
         let mut error_code = 0;
-        if !answered && !(client_failed && request::is_disconnect(error)) {
+        let nobody_listens = client_failed && request::is_disconnect(error);
+        if !answered && !nobody_listens {
             let reject = ctx.reject.take().unwrap_or_else(|| request::reject_for(error));
             error_code = reject.status.as_u16();
             let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;

@@ -1,4 +1,5 @@
 //! Tests of the rooms, in one binary.
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,4 +8,5 @@
 
 mod config;
 mod endpoints;
+mod tidy;
 mod world;

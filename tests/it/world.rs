@@ -57,14 +57,19 @@ pub struct World {
 
 /// A configuration for these backends (`id`, `address`), with its access log in `folder`.
 pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) -> Config {
-    let backends: String = backends
-        .iter()
-        .map(|(id, address)| format!("      - {{id: {id}, address: \"{address}\"{}}}\n", plan.backend))
-        .collect();
-    let cluster: String = plan.cluster.lines().map(|line| format!("    {line}\n")).collect();
+    let backend = |(id, address): &(String, String)| {
+        format!("      - {{id: {id}, address: \"{address}\"{}}}", plan.backend)
+    };
+    let backends = backends.iter().map(backend).collect::<Vec<_>>().join("\n");
+    let cluster = plan
+        .cluster
+        .lines()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: json, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}    backends:\n{backends}",
+        "{}\nlog: {{access: json, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n",
         plan.sections,
         log.display(),
     );
