@@ -8,6 +8,6 @@ pub mod controller;
 pub mod engine;
 pub mod server;
 
-//pub use controller::{Controller, ControllerOptions};
-pub use engine::{Engine, EngineOptions, Load, Mode, SleepState, SseOptions};
+pub use controller::{Chunks, Controller, ControllerOptions};
+pub use engine::{Engine, EngineOptions, Load, Mode, SimulatedOptions, SleepState, SseOptions};
 pub use server::{Fault, Framing, Gate, PathStats, Received, Stats};

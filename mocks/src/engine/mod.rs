@@ -6,9 +6,12 @@
 
 mod answers;
 mod ask;
+mod cache;
+mod generation;
 mod metrics;
 mod reply;
 mod service;
+mod simulation;
 mod tokenize;
 mod tokenizer;
 
@@ -19,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::Core;
+pub use simulation::SimulatedOptions;
 
 use crate::server::{Answer, Server, Shared};
 
@@ -91,6 +95,8 @@ impl EngineOptions {
 pub enum Mode {
     /// The recorded ones, at once.
     Canned,
+    /// Generated ones, in the time that an engine with a KV cache takes.
+    Simulated(SimulatedOptions),
 }
 
 /// The stream of an answer.

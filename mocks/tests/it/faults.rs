@@ -66,7 +66,7 @@ async fn an_early_status_comes_before_the_body() {
         .unwrap();
     let reply = read(&mut stream).await.unwrap();
     assert_eq!((reply.status(), reply.header("connection")), (413, Some("close")));
-    stream.write_all(&[b' '; 100_000]).await.unwrap();
+    stream.write_all(&vec![b' '; 100_000]).await.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
 }
 
