@@ -8,7 +8,9 @@ use crate::arguments::Demo;
 use crate::config::Config;
 use crate::log;
 use anyhow::{Context, anyhow, ensure};
-use mocks::{Engine, EngineOptions, SseOptions};
+use mocks::{
+    Chunks, Controller, ControllerOptions, Engine, EngineOptions, Mode, SimulatedOptions, SseOptions,
+};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write;
@@ -33,8 +35,9 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let (engines, addresses) = std::sync::mpsc::sync_channel(1);
-    let visitor = Visitor {
+    let mut visitor = Visitor {
         gateway: demo.listen,
+        controller: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: demo.admin,
         once: demo.once,
         log: folder.join("access.log"),
@@ -42,7 +45,7 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
     };
     std::thread::Builder::new()
         .name("demo".to_owned())
-        .spawn(move || visit(&visitor, &engines))?;
+        .spawn(move || visit(&mut visitor, &engines))?;
     let engines = addresses.recv().context("the engines did not start")?;
     let settings = HashMap::from([
         ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
@@ -63,6 +66,7 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
 
 struct Visitor {
     gateway: SocketAddr,
+    controller: SocketAddr,
     admin: SocketAddr,
     once: bool,
     log: PathBuf,
@@ -70,13 +74,18 @@ struct Visitor {
 }
 
 /// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
-fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 2]>) {
+fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return say(&format!("no runtime for the demo: {error}")),
     };
     let outcome = runtime.block_on(async {
-        let engines = [engine("vllm-0")?, engine("vllm-1")?];
+        let controller = Controller::start(ControllerOptions::default())?;
+        visitor.controller = controller.address();
+        let engines = [
+            engine("vllm-0", controller.chunks())?,
+            engine("vllm-1", controller.chunks())?,
+        ];
         // The receiver is gone only when the process ends already.
         let _told = started.send([engines[0].address(), engines[1].address()]).is_ok();
         visitor.show().await?;
@@ -95,12 +104,20 @@ fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 2]>) {
     std::process::exit(code);
 }
 
-fn engine(id: &str) -> std::io::Result<Engine> {
+/// An engine that takes time for what it has not cached, and tells the controller what it has.
+fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
     Engine::start(EngineOptions {
         id: id.to_owned(),
+        mode: Mode::Simulated(SimulatedOptions {
+            prefill_tokens_per_second: 100_000.0,
+            decode: Duration::from_millis(10),
+            announce: Some(announce),
+            ..SimulatedOptions::default()
+        }),
+        max_model_len: 1 << 20,
+        cached_tokens: true,
         sse: SseOptions {
             events: 8,
-            gap: Duration::from_millis(100),
             ..SseOptions::default()
         },
         ..EngineOptions::default()
@@ -111,18 +128,27 @@ impl Visitor {
     async fn show(&self) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;
+        let controller = format!("and a mock LMCache controller on {}", self.controller);
         say(&format!(
-            "\nkvway listens on {} with two mock engines behind it, vllm-0 and vllm-1.\n",
+            "\nkvway listens on {}; behind it are two mock engines, {controller}.\n",
             self.gateway
         ));
-        say(&format!(
-            "{:<34} {:>6}  {:<8} {:<14} {:>10} {:>9}",
-            "request", "status", "backend", "why", "first byte", "total"
-        ));
+        say(&row([
+            "request",
+            "status",
+            "backend",
+            "why",
+            "prompt tokens",
+            "cached",
+            "first byte",
+            "total",
+        ]));
         let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
-        self.ask(&client, "chat", &chat("What is a KV cache?", false))
+        let question = "What is a KV cache, and why does it matter where a request goes? ".repeat(400);
+        self.ask(&client, "chat", &chat(&question, false)).await?;
+        self.ask(&client, "the same, on the other engine", &chat(&question, false))
             .await?;
-        self.ask(&client, "the same again", &chat("What is a KV cache?", false))
+        self.ask(&client, "the same, cached by now", &chat(&question, false))
             .await?;
         self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false))
             .await?;
@@ -181,19 +207,26 @@ impl Visitor {
             "the stream is not complete"
         );
         let entry = self.entry(&id).await?;
+        let text = |key: &str| match &entry[key] {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
         let milliseconds = |key: &str| {
             entry[key]
                 .as_f64()
                 .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
         };
-        say(&format!(
-            "{what:<34} {:>6}  {:<8} {:<14} {:>10} {:>9}",
-            entry["status"],
-            entry["backend"].as_str().unwrap_or("-"),
-            entry["reason"].as_str().unwrap_or("-"),
-            milliseconds("first_token_ms"),
-            milliseconds("total_ms"),
-        ));
+        say(&row([
+            what,
+            &text("status"),
+            &text("backend"),
+            &text("reason"),
+            &text("prompt_tokens"),
+            &text("cached_tokens"),
+            &milliseconds("first_token_ms"),
+            &milliseconds("total_ms"),
+        ]));
         Ok(())
     }
 
@@ -214,6 +247,14 @@ impl Visitor {
             .await
             .context("no line in the access log")
     }
+}
+
+/// One line of the table.
+fn row(cells: [&str; 8]) -> String {
+    let [request, status, backend, why, prompt, cached, first, total] = cells;
+    format!(
+        "{request:<30} {status:>6}  {backend:<8} {why:<12} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
+    )
 }
 
 fn chat(text: &str, stream: bool) -> Value {
