@@ -157,6 +157,21 @@ pub struct Load {
 }
 
 /// A running mock engine. Dropping it ends it.
+///
+/// ```no_run
+/// use mocks::{Engine, EngineOptions, Fault};
+///
+/// # async fn example() -> std::io::Result<()> {
+/// let engine = Engine::start(EngineOptions::default())?;
+/// engine.fail_next(1, Fault::CutStreamAfter(3));
+/// let gate = engine.hold_first_token();
+/// // … send a request to engine.address() …
+/// gate.waiting(1).await;
+/// gate.release();
+/// engine.until(|stats| stats.path("/v1/chat/completions").failed == 1).await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine {
     server: Server,
     core: Arc<Core>,

@@ -88,6 +88,7 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: Arc<Shared>, service: Arc<dy
             }
             Err(Unread::Left) => return,
             Err(Unread::Bad(status)) => {
+                shared.books.refuse();
                 let answer = Answer::text(
                     status,
                     "text/plain; charset=utf-8",
@@ -135,7 +136,11 @@ impl<W: Wire> Connection<'_, W> {
             self.write_status(code, None, true).await?;
             return Ok(After::Close);
         }
-        let body = self.link.body(&head).await?;
+        let body = self.link.body(&head).await.inspect_err(|unread| {
+            if matches!(unread, Unread::Bad(_)) {
+                entry.close(End::Failed);
+            }
+        })?;
         self.shared.books.record(&head, &body, self.id);
         let request = Request { head, body };
         if let Some(fault) = &fault
@@ -160,14 +165,17 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     fn fault(&self, head: &Head, work: bool) -> Option<Fault> {
-        let by_header = || head.header("x-mock-fault").and_then(|text| text.parse().ok());
-        self.shared.faults.take(head.path(), work).or_else(|| {
-            if self.shared.settings.faults_by_header {
-                by_header()
-            } else {
-                None
-            }
-        })
+        let by_header = || {
+            let text = head
+                .header("x-mock-fault")
+                .filter(|_| self.shared.settings.faults_by_header)?;
+            // A name that is none must not pass for a healthy answer.
+            Some(text.parse().unwrap_or(Fault::Status {
+                code: 400,
+                retry_after: None,
+            }))
+        };
+        self.shared.faults.take(head.path(), work).or_else(by_header)
     }
 
     /// Does what a fault does before an answer; `None` when an answer follows nevertheless.

@@ -2,7 +2,7 @@
 //!
 //! The connection loop is our own and not a library's, because a mock has to do what a library prevents: answer
 //! before it has read a body, cut a stream short, reset a connection, write bytes that are not HTTP. The mocks plug in
-//! a [`Service`]; tests hold the [`Server`] through [`Engine`](crate::Engine) or [`Controller`](crate::Controller).
+//! a `Service`; tests hold the [`Server`] through [`Engine`](crate::Engine) or [`Controller`](crate::Controller).
 //! Request heads are bounded at 1 MiB, bodies at 64 MiB, the list of received requests at 4096 entries.
 
 mod answer;

@@ -365,3 +365,18 @@ async fn an_idle_connection_is_closed_where_that_is_on() {
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(start.elapsed().as_secs(), 5);
 }
+
+#[tokio::test]
+async fn what_is_no_http_is_refused_and_counted() {
+    let engine = engine();
+    for bytes in [
+        "GET /version HTTP/1.1\r\nbad header\r\n\r\n",
+        "POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(engine.address()).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        assert_eq!(read(&mut stream).await.unwrap().status(), 400);
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.refused, stats.path("/").failed), (2, 1));
+}
