@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use chunks::Chunks;
 use service::Core;
 
-use crate::server::{Server, Shared};
+use crate::server::{Server, Settings, Shared};
 
 /// What a controller is.
 #[derive(Debug, Clone)]
@@ -65,7 +65,16 @@ impl Controller {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start_at(address: SocketAddr, options: ControllerOptions) -> io::Result<Self> {
-        let shared = Shared::new(options.record, options.faults_by_header);
+        let ControllerOptions {
+            record,
+            faults_by_header,
+            ..
+        } = options;
+        let shared = Shared::new(Settings {
+            record,
+            faults_by_header,
+            keep_alive: None,
+        });
         let core = Arc::new(Core::new(options, Arc::clone(&shared)));
         let server = Server::start(address, shared, Arc::clone(&core) as _)?;
         Ok(Self { server, core })

@@ -5,12 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use serde_json::Value;
 
 use super::ControllerOptions;
 use super::chunks::{Chunks, Credit, Instance};
 use super::validation::{Fields, Kind};
-use crate::server::{Answer, Request, Service, Shared};
+use crate::server::{Answer, Request, Service, Shared, detail, quoted};
 
 /// Where a preferred instance is said to hold everything.
 const LOCATION: &str = "LocalCPUBackend";
@@ -21,7 +20,7 @@ const PLACE: (&str, Kind) = ("location", Kind::Text);
 const METHOD: (&str, Kind) = ("method", Kind::Text);
 
 /// What the real controller says when a client asks for an address that nobody has.
-const NOBODY_AT: &str = r"1 validation error for QueryInstResponse\nres\n  Input should be a valid string [type=string_type, input_value=None, input_type=NoneType]\n    For further information visit https://errors.pydantic.dev/2.14/v/string_type";
+const NOBODY_AT: &str = "1 validation error for QueryInstResponse\nres\n  Input should be a valid string [type=string_type, input_value=None, input_type=NoneType]\n    For further information visit https://errors.pydantic.dev/2.14/v/string_type";
 
 /// The controller behind the server.
 pub(super) struct Core {
@@ -29,14 +28,6 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     preferred: Mutex<Option<String>>,
     pub(super) chunks: Chunks,
-}
-
-fn detail(status: u16, text: &str) -> Answer {
-    Answer::json(status, format!(r#"{{"detail":"{text}"}}"#))
-}
-
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
 }
 
 /// An answer that begins with an id of its own: the kind of event and a UUID.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::server::{Answer, Request};
+use crate::server::{Answer, Request, error_offset};
 
 /// What a field must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +34,7 @@ impl Fields {
             return Err(unprocessable(&[error]));
         }
         let fields: Map<String, Value> = serde_json::from_slice(&request.body).map_err(|error| {
-            // The column counts from one; at the end of the input it is that of the last character.
-            let at = error.column() - usize::from(!error.is_eof() && error.column() > 0);
+            let at = error_offset(&error);
             let name = error.to_string().contains("key must be a string");
             let why = if name { "Expecting property name enclosed in double quotes" } else { "Expecting value" };
             unprocessable(&[format!(

@@ -9,14 +9,14 @@ use futures::stream::{BoxStream, StreamExt, unfold};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::answers::{Usage, bad_request, quoted};
+use super::answers::{Usage, bad_request};
 use super::ask::{Ask, Body};
 use super::metrics::Totals;
 use super::reply::{Dialect, Reply, Words, mix};
 use super::service::{Core, now_seconds};
 use super::simulation::{Run, Simulation};
 use super::{tokenize, tokenizer};
-use crate::server::{Answer, Request};
+use crate::server::{Answer, Request, quoted};
 
 /// Tokens of the prompts that the recorded answers belong to.
 const RECORDED_PROMPT: [u32; 4] = [0, 261, 329, 347];

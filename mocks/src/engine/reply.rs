@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::answers::{FINGERPRINT, Usage, quoted};
+use super::answers::{FINGERPRINT, Usage};
 use super::tokenizer;
+use crate::server::quoted;
 
 /// Whose shape the answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

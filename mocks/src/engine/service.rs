@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::answers::{self, detail, quoted};
+use super::answers;
 use super::ask::Ask;
 use super::metrics::{self, Gauges, Totals};
 use super::reply::{Dialect, mix};
 use super::simulation::Simulation;
 use super::{EngineOptions, Load, Mode, SleepState, tokenize};
-use crate::server::{Answer, Request, Service, Shared};
+use crate::server::{Answer, Request, Service, Shared, detail, quoted};
 
 /// Paths that generate, whose requests count as running in canned mode.
 const GENERATING: [&str; 4] = [

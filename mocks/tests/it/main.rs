@@ -12,3 +12,5 @@ mod engine;
 mod faults;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod simulated;
