@@ -245,4 +245,9 @@ async fn a_header_asks_for_a_fault_only_where_that_is_on() {
             .status(),
         418
     );
+    let typo = ["x-mock-fault: typo"];
+    assert_eq!(
+        send(engine.address(), "POST", CHAT, &typo, WHOLE).await.status(),
+        400
+    );
 }
