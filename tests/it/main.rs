@@ -5,6 +5,9 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
+mod bodies;
 mod config;
+mod connections;
 mod endpoints;
+mod tls;
 mod world;
