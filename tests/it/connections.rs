@@ -289,39 +289,32 @@ async fn one_connection_serves_any_number_of_requests_whoever_answers_them() {
     let world = world("limits: {header_bytes_max: 1KiB}").await;
     world.app.models_service().tick(&crate::world::client()).await;
     let mut client = Http1::connect(world.address).await;
-    for number in 0..20 {
-        client.send(GET).await;
-        assert_eq!(client.answer().await.status, 200, "{number}");
-        client
-            .send(format!(
-                "GET /v1/models HTTP/1.1\r\nHost: gateway\r\nA: {}\r\n\r\n",
-                "x".repeat(100)
-            ))
-            .await;
-        assert_eq!(client.answer().await.status, 200, "{number}");
+    for path in ["/version", "/v1/models"] {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: gateway\r\nA: {}\r\n\r\n",
+            "x".repeat(100)
+        );
+        for number in 0..20 {
+            client.send(&request).await;
+            assert_eq!(client.answer().await.status, 200, "{path} {number}");
+        }
     }
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_wants_does_not_disturb_the_next_request() {
-    let world = world("limits: {header_bytes_max: 1KiB}").await;
+async fn a_body_that_nobody_wants_is_not_taken_for_the_next_request() {
+    let world = world("").await;
     world.app.models_service().tick(&crate::world::client()).await;
     let mut client = Http1::connect(world.address).await;
-    let body = "x".repeat(100_000);
     client
         .send(format!(
-            "GET /v1/models HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n",
-            body.len()
+            "GET /v1/models HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n{GET}",
+            GET.len()
         ))
         .await;
-    client.send(&body).await;
     let answer = client.answer().await;
-    assert_eq!(answer.status, 200);
-    if answer.header("connection") == Some("close") {
-        return client.ends().await;
-    }
-    client.send(GET).await;
-    assert_eq!(client.answer().await.status, 200);
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    client.ends().await;
 }
 
 #[tokio::test]
@@ -359,6 +352,20 @@ async fn http2_is_closed_when_idle_and_without_a_request() {
     // Ends when the gateway closes; how it words that is of no interest.
     let _closed = within(connection).await.is_ok();
     drop(sender);
+
+    let half_a_header = b"\0\0\x40\x01\x04\0\0\0\x01\x82";
+    for after_preface in [&b""[..], half_a_header] {
+        let mut raw = Http1::connect(world.address).await;
+        raw.send(
+            [
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+                after_preface,
+            ]
+            .concat(),
+        )
+        .await;
+        let _closed = within(raw.stream.read_to_end(&mut Vec::new())).await.is_ok();
+    }
 }
 
 #[tokio::test]
