@@ -6,8 +6,10 @@
 )]
 
 mod bodies;
+mod clients;
 mod config;
 mod connections;
 mod endpoints;
+mod refusals;
 mod tls;
 mod world;

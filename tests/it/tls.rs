@@ -1,6 +1,6 @@
 //! TLS on both sides, with the real program in front of a mock engine and certificates made on the spot.
 
-use crate::connections::Http1;
+use crate::clients::{Http1, sha256};
 use crate::world::{Plan, World, chat, stream_of, within};
 use bytes::Bytes;
 use mocks::{Engine, EngineOptions, Received};
@@ -8,7 +8,6 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -93,6 +92,7 @@ impl Gateway {
             .args(["run", "-c"])
             .arg(config)
             .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();
         let mut gateway = Self {
@@ -114,7 +114,12 @@ impl Gateway {
                 return;
             }
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "the program ended: {ended:?}");
+            let log = self.folder.path().join("log");
+            assert!(
+                ended.is_none(),
+                "{ended:?}: {}",
+                std::fs::read_to_string(log).unwrap()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -187,11 +192,10 @@ fn requests(engine: &Engine) -> Vec<Received> {
 
 fn assert_arrived(engine: &Engine, body: &[u8]) {
     let received = requests(engine).pop().unwrap();
-    let sum: String = Sha256::digest(body)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    assert_eq!((received.body_bytes, &received.body_sha256), (body.len(), &sum));
+    assert_eq!(
+        (received.body_bytes, received.body_sha256.clone()),
+        (body.len(), sha256(body))
+    );
     assert_eq!(received.header("x-forwarded-proto"), Some("https"));
 }
 

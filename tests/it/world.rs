@@ -146,7 +146,7 @@ impl World {
     }
 
     /// As [`World::idle`], woken by the last request. From here on no connection is kept alive.
-    pub async fn drained(&self) {
+    pub(crate) async fn drained(&self) {
         self.app.lifecycle.enter_phase(Phase::Handover);
         within(self.app.lifecycle.drained()).await;
     }
@@ -217,7 +217,7 @@ fn stream(socket: TcpStream, peer: SocketAddr) -> pingora::protocols::Stream {
 }
 
 /// Waits for `event`, which is a failure when it takes longer than a test may.
-pub async fn within<F: Future>(event: F) -> F::Output {
+pub(crate) async fn within<F: Future>(event: F) -> F::Output {
     let waiting = tokio::time::timeout(Duration::from_mins(1), event);
     waiting.await.expect("an event that did not come")
 }
