@@ -6,7 +6,12 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
+mod bodies;
+mod clients;
 mod config;
+mod connections;
 mod endpoints;
+mod refusals;
 mod tidy;
+mod tls;
 mod world;
