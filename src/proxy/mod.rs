@@ -3,7 +3,7 @@
 //! | phase of Pingora | here | file |
 //! |---|---|---|
 //! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
-//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`], [`route`], [`replay`] |
+//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`] ([`json`]), [`route`], [`replay`] |
 //! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
 //! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod connection;
 pub mod deadline;
 pub mod guard;
+pub mod json;
 pub mod peer;
 pub mod prompt;
 pub mod reject;
