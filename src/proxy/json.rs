@@ -5,7 +5,7 @@
 //! no stack (nesting costs nothing), copies nothing, and checks only what it needs to find its way. What it does not
 //! understand ends the reading.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr_iter};
 use std::borrow::Cow;
 
 /// The fields of the object that a text begins with, each as its key and the bytes of its value.
@@ -44,7 +44,7 @@ impl<'a> Iterator for Fields<'a> {
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    if memchr2(b'"', b'\\', inner).is_none() {
+    if memchr(b'\\', inner).is_none() {
         return std::str::from_utf8(inner).ok().map(Cow::Borrowed);
     }
     serde_json::from_slice(value).ok().map(Cow::Owned)
@@ -62,19 +62,16 @@ fn value_length(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of the string at the start of `text`, quotes included.
+/// The length of the string at the start of `text`, quotes included: up to the first quote that an even number of
+/// backslashes, or none, stands before.
 fn string_length(text: &[u8]) -> Option<usize> {
-    if text.first() != Some(&b'"') {
-        return None;
-    }
-    let mut at = 1;
-    loop {
-        at += memchr2(b'"', b'\\', text.get(at..)?)?;
-        match text.get(at)? {
-            b'"' => return Some(at + 1),
-            _escape => at += 2,
-        }
-    }
+    let inner = text.strip_prefix(b"\"")?;
+    memchr_iter(b'"', inner)
+        .find(|&at| {
+            let before = inner.get(..at).unwrap_or_default();
+            before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 0
+        })
+        .map(|at| at + 2)
 }
 
 /// The length of the object or array at the start of `text`. Brackets are counted, not matched by kind.
