@@ -66,9 +66,6 @@ pub enum AppError {
     /// A listener's certificates cannot be used.
     #[error("listeners: tls: {0}")]
     Tls(String),
-    /// The upgrade socket's folder cannot be made.
-    #[error("server.upgrade_socket: {0}")]
-    UpgradeSocket(#[source] std::io::Error),
     /// A listener's address cannot be taken.
     #[error("{key}: {address}: {source}")]
     Address {
@@ -279,7 +276,7 @@ impl App {
         if !upgrade {
             self.check_addresses()?;
         }
-        let server_conf = self.server_conf()?;
+        let server_conf = self.server_conf();
         let opt = Opt {
             upgrade,
             ..Opt::default()
@@ -358,7 +355,7 @@ impl App {
     }
 
     /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
-    fn server_conf(&self) -> Result<ServerConf, AppError> {
+    fn server_conf(&self) -> ServerConf {
         let server = &self.config.server;
         if let Some(folder) = server.upgrade_socket.parent().filter(|folder| !folder.exists())
             && let Err(error) = std::fs::create_dir_all(folder)
@@ -366,7 +363,7 @@ impl App {
             tracing::warn!(folder = %folder.display(), %error, "no folder for the upgrade socket: upgrades will not work");
         }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Ok(ServerConf {
+        ServerConf {
             threads: if server.threads == 0 {
                 cores
             } else {
@@ -378,7 +375,7 @@ impl App {
             upstream_keepalive_pool_size: UPSTREAM_POOL_CONNECTIONS,
             max_retries: self.config.retries.tries_max,
             ..ServerConf::default()
-        })
+        }
     }
 
     /// One service for the listeners that take HTTP/2 without TLS and one for those that do not; usually only one of

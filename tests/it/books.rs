@@ -1,6 +1,7 @@
 //! The books balance: what is in flight is counted exactly, and however requests end nothing stays behind.
 
-use crate::streams::{h2_chat, h2_client};
+use crate::clients::Http2;
+use crate::streams::h2_chat;
 use crate::world::{Plan, World, chat, reserve, stream_of, until};
 use h2::client::SendRequest;
 use kvway::state::fleet::Load;
@@ -323,10 +324,10 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
     })
     .await;
     let client = crate::world::client();
-    let (http2, driver) = h2_client(world.address).await;
+    let http2 = Http2::connect(world.address).await;
     let requests = cases
         .iter()
-        .map(|case| case.run(&client, http2.clone(), world.address));
+        .map(|case| case.run(&client, http2.sender.clone(), world.address));
     let moody = async {
         tokio::time::sleep(Duration::from_millis(comes_after_ms)).await;
         let engine = Engine::start_at(address, options).unwrap();
@@ -334,7 +335,7 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
         engine.stop().await;
     };
     tokio::join!(futures::future::join_all(requests), moody);
-    drop((client, http2, driver));
+    drop((client, http2));
     assert_balanced(&world).await;
     let logged = world.access_log().await.len();
     assert!(
@@ -367,14 +368,14 @@ async fn a_client_that_leaves_while_its_body_arrives_leaves_nothing_behind() {
     socket.write_all(head.as_bytes()).await.unwrap();
     socket.write_all(&vec![b' '; 100_000]).await.unwrap();
     until(|| world.app.budget.used() == 100_000).await;
-    let (mut client, driver) = h2_client(world.address).await;
+    let mut client = Http2::connect(world.address).await;
     let response = h2_chat(&mut client, &chat("x"));
     assert_eq!(
         response.await.unwrap().status(),
         200,
         "others are served meanwhile"
     );
-    drop((socket, client, driver));
+    drop((socket, client));
     assert_balanced(&world).await;
     assert_eq!(world.received(CHAT).iter().sum::<u64>(), 1);
 }

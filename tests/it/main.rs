@@ -1,4 +1,5 @@
 //! Tests of the rooms, in one binary.
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -6,9 +7,15 @@
 )]
 
 mod backends;
+mod bodies;
 mod books;
+mod clients;
 mod config;
+mod connections;
 mod endpoints;
 mod observability;
+mod refusals;
 mod streams;
+mod tidy;
+mod tls;
 mod world;

@@ -6,6 +6,7 @@
 use kvway::app::App;
 use kvway::config::Config;
 use kvway::state::fleet::Backend;
+use kvway::state::lifecycle::Phase;
 use mocks::{Engine, EngineOptions};
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;
@@ -65,16 +66,22 @@ pub struct World {
 
 /// A configuration for these backends (`id`, `address`), with its access log in `folder`.
 pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) -> Config {
-    let backends: String = backends
-        .iter()
-        .map(|(id, address)| format!("id: {id}, address: \"{address}\"{}", plan.backend))
-        .chain(plan.more.iter().cloned())
-        .map(|backend| format!("      - {{{backend}}}\n"))
-        .collect();
-    let cluster: String = plan.cluster.lines().map(|line| format!("    {line}\n")).collect();
+    let backend =
+        |(id, address): &(String, String)| format!("id: {id}, address: \"{address}\"{}", plan.backend);
+    let backends = backends.iter().map(backend).chain(plan.more.iter().cloned());
+    let backends = backends
+        .map(|backend| format!("      - {{{backend}}}"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let cluster = plan
+        .cluster
+        .lines()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}    backends:\n{backends}",
+        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n",
         plan.sections,
         plan.access,
         log.display(),
@@ -160,6 +167,12 @@ impl World {
         until(|| self.app.lifecycle.in_flight() == 0).await;
     }
 
+    /// As [`World::idle`], woken by the last request. From here on no connection is kept alive.
+    pub(crate) async fn drained(&self) {
+        self.app.lifecycle.enter_phase(Phase::Handover);
+        within(self.app.lifecycle.drained()).await;
+    }
+
     /// The metrics as Prometheus would read them.
     pub fn metrics(&self) -> String {
         let admin = self.app.admin();
@@ -241,15 +254,18 @@ pub fn reserve() -> (TcpSocket, SocketAddr) {
 
 /// Waits for a state of the gateway that no event tells of; fails when it does not come.
 pub async fn until(condition: impl Fn() -> bool) {
-    let come = async {
+    within(async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    };
-    assert!(
-        tokio::time::timeout(Duration::from_secs(20), come).await.is_ok(),
-        "it never came"
-    );
+    })
+    .await;
+}
+
+/// Waits for `event`, which is a failure when it takes longer than a test may.
+pub(crate) async fn within<F: Future>(event: F) -> F::Output {
+    let waiting = tokio::time::timeout(Duration::from_mins(1), event);
+    waiting.await.expect("an event that did not come")
 }
 
 /// A client that keeps connections and waits for nothing longer than a test may take.
