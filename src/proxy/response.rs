@@ -239,7 +239,9 @@ mod tests {
 
     fn read(chunks: &[&[u8]]) -> Option<Usage> {
         let mut reader = UsageReader::default();
-        chunks.iter().for_each(|chunk| reader.read(chunk));
+        for chunk in chunks {
+            reader.read(chunk);
+        }
         reader.last
     }
 
