@@ -23,8 +23,10 @@ use crate::state::lifecycle::Lifecycle;
 use crate::state::models::ModelList;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::ListenerConfig;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
@@ -44,6 +46,8 @@ use std::time::Duration;
 /// arrive without a round trip per 64 KiB.
 const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Read ahead of a client's connection, for as long as it is open: Pingora's 64 KiB would be most of what one costs at rest.
+const DOWNSTREAM_READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Connections to backends that are kept for reuse.
 const UPSTREAM_POOL_CONNECTIONS: usize = 512;
 /// Added to the grace period before Pingora's own, harder end, which the process does not wait for.
@@ -79,6 +83,11 @@ pub enum AppError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// There is nobody to take listeners over from.
+    #[error(
+        "--upgrade: nothing listens at a configured address, so nothing can be taken over: start without it"
+    )]
+    NoPredecessor,
     /// The metrics are at odds with each other: a mistake in the program.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -276,9 +285,7 @@ impl App {
     /// # Errors
     /// When something that the configuration names cannot be used; then nothing is bound.
     pub fn run(self: Arc<Self>, upgrade: bool) -> Result<(), AppError> {
-        if !upgrade {
-            self.check_addresses()?;
-        }
+        self.check_addresses(upgrade)?;
         let server_conf = self.server_conf()?;
         let opt = Opt {
             upgrade,
@@ -338,8 +345,8 @@ impl App {
         }
     }
 
-    /// Pingora panics where an address is taken; so they are tried before.
-    fn check_addresses(&self) -> Result<(), AppError> {
+    /// Pingora panics where an address is taken, and waits in vain where nobody hands it over; so they are tried before.
+    fn check_addresses(&self, upgrade: bool) -> Result<(), AppError> {
         let listeners = self
             .config
             .listeners
@@ -350,11 +357,15 @@ impl App {
             .admin
             .address
             .map(|address| ("admin.address", address));
-        for (key, address) in listeners.chain(admin) {
-            let error = |source| AppError::Address { key, address, source };
-            drop(std::net::TcpListener::bind(address).map_err(error)?);
+        let mut taken = listeners.chain(admin).filter_map(|(key, address)| {
+            let source = std::net::TcpListener::bind(address).err()?;
+            Some(AppError::Address { key, address, source })
+        });
+        match (upgrade, taken.next()) {
+            (false, Some(error)) => Err(error),
+            (true, None) => Err(AppError::NoPredecessor),
+            (false, None) | (true, Some(_)) => Ok(()),
         }
-        Ok(())
     }
 
     /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
@@ -398,11 +409,12 @@ impl App {
             let name = if h2c { "proxy" } else { "proxy without h2c" };
             let mut service = Service::new(name.to_owned(), self.guard(conf, h2c));
             for listener in listeners {
-                let address = listener.address.to_string();
-                match &listener.tls {
-                    None => service.add_tcp(&address),
-                    Some(tls) => service.add_tls_with_settings(&address, None, tls_settings(tls)?),
+                let buffers = L4BufferSettings::default().read(DOWNSTREAM_READ_BUFFER_BYTES);
+                let mut endpoint = ListenerConfig::tcp(listener.address.to_string()).l4_buffer(buffers);
+                if let Some(tls) = &listener.tls {
+                    endpoint = endpoint.tls(tls_settings(tls)?);
                 }
+                service.add_listener(endpoint);
             }
             services.push(service);
         }

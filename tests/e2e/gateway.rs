@@ -34,6 +34,8 @@ pub struct Plan {
     pub server: &'static str,
     /// Further sections of the configuration, as YAML.
     pub sections: &'static str,
+    /// Further clusters, as items of a YAML list.
+    pub clusters: &'static str,
     /// The number of files that the process may have open, where it is not the usual one.
     pub files_max: Option<u32>,
 }
@@ -292,14 +294,19 @@ pub fn configuration(
     admin: SocketAddr,
 ) -> String {
     let folder = folder.display();
-    let Plan { server, sections, .. } = plan;
+    let Plan {
+        server,
+        sections,
+        clusters,
+        ..
+    } = plan;
     let mut text = format!(
         "server: {{threads: 2, upgrade_socket: \"{folder}/upgrade.sock\", {server}}}\n\
          listeners: [{{address: \"{address}\"}}]\n\
          admin: {{address: \"{admin}\"}}\n\
          log: {{access: json, file: \"{folder}/access.log\"}}\n\
          {sections}\n\
-         clusters:\n  - name: llama\n    backends:\n"
+         clusters:\n{clusters}\n  - name: llama\n    backends:\n"
     );
     for engine in engines {
         writeln!(

@@ -2,7 +2,7 @@
 //! that rests costs little.
 
 use crate::client::{CHAT, Connection, chat, engine, engine_with, fresh};
-use crate::gateway::{Gateway, Plan, soon};
+use crate::gateway::{Gateway, Plan, look_for, soon};
 use mocks::EngineOptions;
 use tokio::task::JoinSet;
 
@@ -38,6 +38,13 @@ async fn streams_do_not_hold_on_to_their_prompts() {
         opening.spawn(async move { request.send().await.unwrap().error_for_status().unwrap() });
     }
     let streams = soon("all headers", opening.join_all()).await;
+    let at_most = gateway.memory_kib("VmHWM");
+    let first = gateway.memory_kib("VmRSS");
+    // The allocator gives back what is free in its own time.
+    look_for("the memory of the prompts to be given back", async || {
+        (gateway.memory_kib("VmRSS") < before + GROWTH_MAX_KIB).then_some(())
+    })
+    .await;
     let held = gateway.memory_kib("VmRSS");
     let state = gateway.state().await;
     assert_eq!(
@@ -49,12 +56,9 @@ async fn streams_do_not_hold_on_to_their_prompts() {
         assert!(stream.text().await.unwrap().ends_with("data: [DONE]\n\n"));
     }
     println!(
-        "{STREAMS} streams after prompts of {PROMPT_BYTES} bytes: {before} KiB before, {held} KiB while open, {} KiB at most, {} KiB after",
-        gateway.memory_kib("VmHWM"),
+        "{STREAMS} streams after prompts of {PROMPT_BYTES} bytes: {before} KiB before, {at_most} KiB at most, {first} KiB at the last header, {held} KiB while open, {} KiB after",
         gateway.memory_kib("VmRSS"),
     );
-    let growth = held.saturating_sub(before);
-    assert!(growth < GROWTH_MAX_KIB, "{growth} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ const RETRIED: &str = "/v1/responses";
 const PLAN: Plan = Plan {
     server: "",
     sections: "routes: [{path: /, model: absent, cluster: absent}, {path: /, model: \"*\", cluster: llama}]",
+    clusters: "  - {name: absent, backends: [{id: absent-0, address: \"127.0.0.1:9\"}], health: {failures: 1}}",
     files_max: None,
 };
 

@@ -10,6 +10,7 @@ use reqwest::Response;
 const PATIENT: Plan = Plan {
     server: "close_delay: 0s, grace_period: 10m",
     sections: "",
+    clusters: "",
     files_max: None,
 };
 

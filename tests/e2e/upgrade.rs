@@ -20,6 +20,7 @@ const AFTER: Duration = Duration::from_secs(2);
 const PLAN: Plan = Plan {
     server: "grace_period: 10m",
     sections: "",
+    clusters: "",
     files_max: None,
 };
 
