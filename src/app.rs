@@ -16,7 +16,7 @@ use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::state::budget::Budget;
 use crate::state::fleet::Fleet;
 use crate::state::lifecycle::Lifecycle;
@@ -70,7 +70,7 @@ pub enum AppError {
     /// A listener's certificates cannot be used.
     #[error("listeners: tls: {0}")]
     Tls(String),
-    /// The upgrade socket's folder cannot be made.
+    /// A successor cannot wait at the upgrade socket.
     #[error("server.upgrade_socket: {0}")]
     UpgradeSocket(#[source] std::io::Error),
     /// A listener's address cannot be taken.
@@ -286,12 +286,12 @@ impl App {
     /// When something that the configuration names cannot be used; then nothing is bound.
     pub fn run(self: Arc<Self>, upgrade: bool) -> Result<(), AppError> {
         self.check_addresses(upgrade)?;
-        let server_conf = self.server_conf()?;
+        self.prepare_upgrades(upgrade)?;
         let opt = Opt {
             upgrade,
             ..Opt::default()
         };
-        let mut server = Server::new_with_opt_and_conf(Some(opt), server_conf);
+        let mut server = Server::new_with_opt_and_conf(Some(opt), self.server_conf());
         server.bootstrap();
         let conf = Arc::clone(&server.configuration);
         let balancers: Vec<ServiceHandle> = self
@@ -368,16 +368,23 @@ impl App {
         }
     }
 
-    /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
-    fn server_conf(&self) -> Result<ServerConf, AppError> {
-        let server = &self.config.server;
-        if let Some(folder) = server.upgrade_socket.parent().filter(|folder| !folder.exists())
-            && let Err(error) = std::fs::create_dir_all(folder)
-        {
-            tracing::warn!(folder = %folder.display(), %error, "no folder for the upgrade socket: upgrades will not work");
+    /// Says in time what a successor would otherwise fail for later, and what one waits for now.
+    fn prepare_upgrades(&self, upgrade: bool) -> Result<(), AppError> {
+        let socket = &self.config.server.upgrade_socket;
+        if upgrade {
+            shutdown::try_upgrade_socket(socket).map_err(AppError::UpgradeSocket)?;
+            tracing::info!(socket = %socket.display(), "waiting for listeners: send SIGQUIT to the running process now");
+        } else if let Err(error) = shutdown::make_upgrade_folder(socket) {
+            tracing::warn!(socket = %socket.display(), %error, "no folder for the upgrade socket: upgrades will not work");
         }
+        Ok(())
+    }
+
+    /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
+    fn server_conf(&self) -> ServerConf {
+        let server = &self.config.server;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Ok(ServerConf {
+        ServerConf {
             threads: if server.threads == 0 {
                 cores
             } else {
@@ -389,7 +396,7 @@ impl App {
             upstream_keepalive_pool_size: UPSTREAM_POOL_CONNECTIONS,
             max_retries: self.config.retries.tries_max,
             ..ServerConf::default()
-        })
+        }
     }
 
     /// One service for the listeners that take HTTP/2 without TLS and one for those that do not; usually only one of

@@ -102,17 +102,34 @@ impl Gateway {
 
     /// A process with the same configuration that waits for this one's listeners.
     pub async fn successor(&self) -> Self {
+        let successor = self.upgraded(self.address);
+        successor.waits_for_listeners().await;
+        successor
+    }
+
+    /// As [`Gateway::successor`], with another address in its configuration.
+    pub async fn successor_at(&self, address: SocketAddr) -> Self {
+        let file = self.folder.path().join("kvway.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(
+            file,
+            text.replace(&self.address.to_string(), &address.to_string()),
+        )
+        .unwrap();
+        let successor = self.upgraded(address);
+        successor.waits_for_listeners().await;
+        successor
+    }
+
+    /// A process started with `--upgrade`, whether there is anybody or not.
+    pub fn upgraded(&self, address: SocketAddr) -> Self {
         let folder = Arc::clone(&self.folder);
-        let successor = Self::launch(
-            folder,
-            self.plan.clone(),
-            self.address,
-            self.admin,
-            &["--upgrade"],
-        );
+        Self::launch(folder, self.plan.clone(), address, self.admin, &["--upgrade"])
+    }
+
+    async fn waits_for_listeners(&self) {
         let socket = self.folder.path().join("upgrade.sock");
         look_for("the upgrade socket", async || is_listening(&socket).then_some(())).await;
-        successor
     }
 
     /// A new process with the same configuration, once this one has ended.
@@ -294,14 +311,17 @@ pub fn configuration(
     admin: SocketAddr,
 ) -> String {
     let folder = folder.display();
+    let socket = format!("upgrade_socket: \"{folder}/upgrade.sock\"");
+    let server = if plan.server.contains("upgrade_socket") {
+        plan.server.to_owned()
+    } else {
+        format!("{socket}, {}", plan.server)
+    };
     let Plan {
-        server,
-        sections,
-        clusters,
-        ..
+        sections, clusters, ..
     } = plan;
     let mut text = format!(
-        "server: {{threads: 2, upgrade_socket: \"{folder}/upgrade.sock\", {server}}}\n\
+        "server: {{threads: 2, {server}}}\n\
          listeners: [{{address: \"{address}\"}}]\n\
          admin: {{address: \"{admin}\"}}\n\
          log: {{access: json, file: \"{folder}/access.log\"}}\n\

@@ -1,7 +1,7 @@
 //! Upgrades: a new process takes the listeners over, and no client notices.
 
-use crate::client::{CHAT, chat, engine, engine_with, fresh};
-use crate::gateway::{Gateway, PATIENCE, Plan};
+use crate::client::{CHAT, Connection, chat, engine, engine_with, fresh};
+use crate::gateway::{Gateway, Plan, free_address};
 use mocks::{Engine, EngineOptions, SseOptions};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 const LOOPS: usize = 4;
 const STREAMS: usize = 15;
@@ -77,12 +77,12 @@ impl Load {
     }
 }
 
-async fn hand_over(old: &mut Gateway) -> Gateway {
-    let new = old.successor().await;
+async fn hand_over(old: &mut Gateway, new: &Gateway) {
     old.signal(Signal::SIGQUIT);
     let log = old.says("handing the listeners over").await;
     assert!(!log.contains("ERROR"), "{log}");
-    new
+    assert_eq!(old.exit().await, Some(0), "it ends by itself");
+    assert_eq!(new.state().await["phase"], "running");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,8 +111,8 @@ async fn an_upgrade_under_load_fails_no_request_and_cuts_no_stream() {
     }
     let load = Load::start(&old);
 
-    let new = hand_over(&mut old).await;
-    assert_eq!(old.exit().await, Some(0), "it ends by itself");
+    let new = old.successor().await;
+    hand_over(&mut old, &new).await;
     let before = load.served();
     sleep(AFTER).await;
     let after = load.served();
@@ -125,8 +125,6 @@ async fn an_upgrade_under_load_fails_no_request_and_cuts_no_stream() {
         let events = events.unwrap();
         assert!(events.ends_with("data: [DONE]\n\n"), "{events}");
     }
-    let state = new.state().await;
-    assert_eq!(state["phase"], "running");
     println!(
         "{before} requests during the upgrade, {} after it",
         after - before
@@ -139,10 +137,9 @@ async fn one_upgrade_can_follow_another() {
     let mut current = Gateway::start(&[&engine], PLAN).await;
     let load = Load::start(&current);
     for _ in 0..2 {
-        let next = hand_over(&mut current).await;
-        assert_eq!(current.exit().await, Some(0));
+        let next = current.successor().await;
+        hand_over(&mut current, &next).await;
         current = next;
-        assert_eq!(current.state().await["phase"], "running");
     }
     load.end().await;
     let log = current.says("kvway starts").await;
@@ -150,18 +147,66 @@ async fn one_upgrade_can_follow_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_without_a_predecessor_fails_and_says_what_was_missing() {
+async fn an_address_that_the_successor_does_not_have_is_closed() {
+    let engine = engine("vllm-0");
+    let mut old = Gateway::start(&[&engine], PLAN).await;
+    let new = old.successor_at(free_address()).await;
+    hand_over(&mut old, &new).await;
+    let answer = fresh().get(new.url("/version")).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "the new address is served");
+    assert!(
+        Connection::open(old.address).await.is_err(),
+        "the old one is not left open without anybody behind it"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_without_a_predecessor_is_refused_at_once() {
     let engine = engine("vllm-0");
     let mut gone = Gateway::start(&[&engine], PLAN).await;
     gone.signal(Signal::SIGINT);
     gone.exit().await;
-    let mut successor = gone.successor().await;
-    let code = timeout(PATIENCE, successor.exit()).await.unwrap();
-    assert_eq!(code, Some(1));
+    let mut successor = gone.upgraded(gone.address);
+    assert_eq!(successor.exit().await, Some(78));
     let log = successor.log().await;
-    assert!(log.contains("SIGQUIT") && log.contains("upgrade.sock"), "{log}");
-    assert!(!log.contains("panicked"), "{log}");
-    // And the next ordinary start is not in its way.
-    let mut again = gone.again().await;
-    assert!(again.is_running());
+    assert!(
+        log.contains("--upgrade: ") && log.contains("nothing can be taken over"),
+        "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_nobody_hands_over_to_fails_and_says_what_was_missing() {
+    let engine = engine("vllm-0");
+    let old = Gateway::start(&[&engine], PLAN).await;
+    let mut successor = old.successor().await;
+    let log = successor.says("SIGQUIT").await;
+    assert!(log.contains("upgrade.sock"), "{log}");
+    assert_eq!(successor.exit().await, Some(1));
+    let log = successor.log().await;
+    assert!(
+        log.contains("\"level\":\"ERROR\"") && !log.contains("panicked"),
+        "{log}"
+    );
+    let answer = fresh().get(old.url("/version")).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "the old one serves on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_socket_that_cannot_be_made_is_refused_with_its_key() {
+    let engine = engine("vllm-0");
+    let plan = Plan {
+        server: "upgrade_socket: /proc/kvway/upgrade.sock",
+        ..PLAN
+    };
+    let old = Gateway::start(&[&engine], plan).await;
+    let log = old.says("upgrade socket").await;
+    assert!(log.contains("\"level\":\"WARN\""), "it runs nevertheless: {log}");
+    let mut successor = old.upgraded(old.address);
+    assert_eq!(successor.exit().await, Some(78));
+    let log = successor.log().await;
+    assert!(
+        log.contains("server.upgrade_socket: ") && !log.contains("panicked"),
+        "{log}"
+    );
 }
