@@ -46,7 +46,8 @@ use std::time::Duration;
 /// arrive without a round trip per 64 KiB.
 const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Read ahead of a client's connection, for as long as it is open: Pingora's 64 KiB would be most of what one costs at rest.
+/// Read ahead of a client, for as long as it is connected: enough for TLS and HTTP/2, while HTTP/1 does without. Pingora's
+/// own 64 KiB would be most of what a connection at rest costs.
 const DOWNSTREAM_READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Connections to backends that are kept for reuse.
 const UPSTREAM_POOL_CONNECTIONS: usize = 512;
@@ -322,7 +323,7 @@ impl App {
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listeners = ?self.config.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>(),
-            admin = ?self.config.admin.address,
+            admin = self.config.admin.address.map(tracing::field::display),
             "kvway starts"
         );
         server.run(RunArgs {

@@ -7,21 +7,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// The path of chat requests.
-pub const CHAT: &str = "/v1/chat/completions";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 /// An engine of this name.
-pub fn engine(id: &str) -> Engine {
+pub(crate) fn engine(id: &str) -> Engine {
     engine_with(id, EngineOptions::default())
 }
 
 /// An engine of this name with options.
-pub fn engine_with(id: &str, options: EngineOptions) -> Engine {
+pub(crate) fn engine_with(id: &str, options: EngineOptions) -> Engine {
     let id = id.to_owned();
     Engine::start(EngineOptions { id, ..options }).unwrap()
 }
 
 /// A client that makes a new connection for every request.
-pub fn fresh() -> reqwest::Client {
+pub(crate) fn fresh() -> reqwest::Client {
     // Fails only where a test of this process has installed it before.
     let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
     reqwest::Client::builder()
@@ -34,7 +34,7 @@ pub fn fresh() -> reqwest::Client {
 }
 
 /// A chat request; `events`: as a stream of so many.
-pub fn chat(text: &str, events: Option<usize>) -> Value {
+pub(crate) fn chat(text: &str, events: Option<usize>) -> Value {
     let mut request =
         json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 3});
     if let Some(events) = events {
@@ -46,16 +46,16 @@ pub fn chat(text: &str, events: Option<usize>) -> Value {
 }
 
 /// A connection that is kept, and nothing else: what it says is written by hand.
-pub struct Connection(TcpStream);
+pub(crate) struct Connection(TcpStream);
 
 impl Connection {
     /// Connects.
-    pub async fn open(address: SocketAddr) -> std::io::Result<Self> {
+    pub(crate) async fn open(address: SocketAddr) -> std::io::Result<Self> {
         TcpStream::connect(address).await.map(Self)
     }
 
     /// Asks for `path` and reads the answer, which must tell its length; its status.
-    pub async fn get(&mut self, path: &str) -> std::io::Result<u16> {
+    pub(crate) async fn get(&mut self, path: &str) -> std::io::Result<u16> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n");
         self.0.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 /// The longest wait for anything that has to happen.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// How often a process is looked at that starts or ends.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
 /// How many pairs of ports are tried: another process may take one between its choice and its use.
@@ -29,38 +29,38 @@ const PORTS_MAX: usize = 5;
 
 /// What a test wants of its gateway.
 #[derive(Clone, Default)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Keys of the section `server`, as in `close_delay: 1s, grace_period: 2s`.
-    pub server: &'static str,
+    pub(crate) server: &'static str,
     /// Further sections of the configuration, as YAML.
-    pub sections: &'static str,
+    pub(crate) sections: &'static str,
     /// Further clusters, as items of a YAML list.
-    pub clusters: &'static str,
+    pub(crate) clusters: &'static str,
     /// The number of files that the process may have open, where it is not the usual one.
-    pub files_max: Option<u32>,
+    pub(crate) files_max: Option<u32>,
 }
 
 /// A gateway process.
-pub struct Gateway {
+pub(crate) struct Gateway {
     process: Child,
     log: watch::Receiver<String>,
     plan: Plan,
     folder: Arc<TempDir>,
     /// Where it serves.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Where its admin listener listens.
-    pub admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 /// Waits for `future`, but not for ever.
-pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     timeout(PATIENCE, future)
         .await
         .unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 /// Looks until `look` sees something: only for what a process does before it can tell.
-pub async fn look_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn look_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let looking = async {
         loop {
             if let Some(seen) = look().await {
@@ -73,20 +73,20 @@ pub async fn look_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -
 }
 
 /// The binary, free of the environment's influence.
-pub fn kvway() -> Command {
+pub(crate) fn kvway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvway"));
     command.env_clear().stdin(Stdio::null());
     command
 }
 
 /// An address that was free a moment ago.
-pub fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 impl Gateway {
     /// A gateway in front of `engines`, ready to serve.
-    pub async fn start(engines: &[&Engine], plan: Plan) -> Self {
+    pub(crate) async fn start(engines: &[&Engine], plan: Plan) -> Self {
         for _ in 0..PORTS_MAX {
             let (address, admin) = (free_address(), free_address());
             let folder = tempfile::tempdir().unwrap();
@@ -101,14 +101,14 @@ impl Gateway {
     }
 
     /// A process with the same configuration that waits for this one's listeners.
-    pub async fn successor(&self) -> Self {
+    pub(crate) async fn successor(&self) -> Self {
         let successor = self.upgraded(self.address);
         successor.waits_for_listeners().await;
         successor
     }
 
     /// As [`Gateway::successor`], with another address in its configuration.
-    pub async fn successor_at(&self, address: SocketAddr) -> Self {
+    pub(crate) async fn successor_at(&self, address: SocketAddr) -> Self {
         let file = self.folder.path().join("kvway.yaml");
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(
@@ -122,7 +122,7 @@ impl Gateway {
     }
 
     /// A process started with `--upgrade`, whether there is anybody or not.
-    pub fn upgraded(&self, address: SocketAddr) -> Self {
+    pub(crate) fn upgraded(&self, address: SocketAddr) -> Self {
         let folder = Arc::clone(&self.folder);
         Self::launch(folder, self.plan.clone(), address, self.admin, &["--upgrade"])
     }
@@ -133,7 +133,7 @@ impl Gateway {
     }
 
     /// A new process with the same configuration, once this one has ended.
-    pub async fn again(&self) -> Self {
+    pub(crate) async fn again(&self) -> Self {
         let folder = Arc::clone(&self.folder);
         let mut gateway = Self::launch(folder, self.plan.clone(), self.address, self.admin, &[]);
         assert!(gateway.becomes_ready().await, "the ports were taken");
@@ -197,17 +197,17 @@ impl Gateway {
     }
 
     /// The URL of `path` where clients are served.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// The URL of `path` of the admin listener.
-    pub fn admin_url(&self, path: &str) -> String {
+    pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
     }
 
     /// What the admin listener shows as `/state`.
-    pub async fn state(&self) -> Value {
+    pub(crate) async fn state(&self) -> Value {
         let answer = client::fresh()
             .get(self.admin_url("/state"))
             .send()
@@ -217,29 +217,29 @@ impl Gateway {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
     }
 
     /// Waits until it has ended; its exit code, or `None` where a signal has ended it.
-    pub async fn exit(&mut self) -> Option<i32> {
+    pub(crate) async fn exit(&mut self) -> Option<i32> {
         look_for("the process to end", async || self.process.try_wait().unwrap())
             .await
             .code()
     }
 
     /// Whether it is still running.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
 
     /// Waits until its log contains `text`; returns the log so far.
-    pub async fn says(&self, text: &str) -> String {
+    pub(crate) async fn says(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let said = soon(text, log.wait_for(|log| log.contains(text))).await;
         said.unwrap_or_else(|_| panic!("it ended without saying {text:?}"))
@@ -247,14 +247,14 @@ impl Gateway {
     }
 
     /// Its whole log, once it has ended.
-    pub async fn log(&self) -> String {
+    pub(crate) async fn log(&self) -> String {
         let mut log = self.log.clone();
         while soon("the end of the log", log.changed()).await.is_ok() {}
         log.borrow().clone()
     }
 
     /// The access log so far, a value per line.
-    pub fn access_log(&self) -> Vec<Value> {
+    pub(crate) fn access_log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.path().join("access.log")).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -262,7 +262,7 @@ impl Gateway {
     }
 
     /// The value of `field` in `/proc/PID/status`, in KiB.
-    pub fn memory_kib(&self, field: &str) -> u64 {
+    pub(crate) fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let value = status
             .lines()
@@ -272,7 +272,7 @@ impl Gateway {
     }
 
     /// The processor time that it has used, in ticks of 10 ms.
-    pub fn processor_ticks(&self) -> u64 {
+    pub(crate) fn processor_ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         // After the name in parentheses, which may hold anything: state is the first field, utime the 12th, stime the 13th.
         let (_, fields) = stat.rsplit_once(')').unwrap();
@@ -303,7 +303,7 @@ fn follow(stderr: ChildStderr) -> watch::Receiver<String> {
 }
 
 /// A whole configuration.
-pub fn configuration(
+pub(crate) fn configuration(
     engines: &[&Engine],
     plan: &Plan,
     folder: &Path,

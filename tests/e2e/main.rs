@@ -5,10 +5,10 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
-pub mod client;
+mod client;
 mod command_line;
 mod crash;
-pub mod gateway;
+mod gateway;
 mod memory;
 mod openai_client;
 mod shutdown;

@@ -12,7 +12,8 @@ const PROMPT_BYTES: usize = 4 * 1024 * 1024;
 const GROWTH_MAX_KIB: u64 = 64 * 1024;
 
 const CONNECTIONS: usize = 500;
-const CONNECTION_MAX_KIB: u64 = 20;
+/// Most of it is the state of a request in Pingora, which a connection keeps between two requests.
+const CONNECTION_MAX_KIB: u64 = 64;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_do_not_hold_on_to_their_prompts() {
