@@ -181,9 +181,8 @@ fn write_lines(shared: &Shared, mut out: Box<dyn Write + Send>) {
 
 /// `key=value` pairs; what could break a line or a pair is quoted and escaped as in JSON.
 fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
-    let fields = match serde_json::to_value(entry)? {
-        serde_json::Value::Object(fields) => fields,
-        _ => return Ok(()),
+    let serde_json::Value::Object(fields) = serde_json::to_value(entry)? else {
+        return Ok(());
     };
     for (at, (key, value)) in fields.iter().enumerate() {
         if at > 0 {

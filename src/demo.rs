@@ -1,11 +1,272 @@
-//! `kvway demo`: an embedded fleet.
+//! `kvway demo`: the gateway before an embedded fleet of mock engines, on one terminal. The only file that names `mocks`.
+//!
+//! The engines and the visitor that sends the requests have a thread of their own; the gateway runs as it always does, by
+//! `conf/demo.yaml`. Every request is really sent over the network of this host.
 
+use crate::app::App;
 use crate::arguments::Demo;
+use crate::config::Config;
+use crate::log;
+use anyhow::{Context, anyhow, ensure};
+use mocks::{
+    Chunks, Controller, ControllerOptions, Engine, EngineOptions, Mode, SimulatedOptions, SseOptions,
+};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
 
-/// Runs the demo.
+const CONFIGURATION: &str = include_str!("../conf/demo.yaml");
+/// How long the gateway may take to start, and a log line to appear.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL_PERIOD: Duration = Duration::from_millis(20);
+const LONG_PROMPT_BYTES: usize = 1024 * 1024;
+
+/// Runs the demo until it is told to end; with `once`, until the requests are answered.
 ///
 /// # Errors
 /// When an address is taken or a request fails.
-pub fn run(_demo: &Demo) -> anyhow::Result<()> {
-    Ok(())
+pub fn run(demo: &Demo) -> anyhow::Result<()> {
+    let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let (engines, addresses) = std::sync::mpsc::sync_channel(1);
+    let mut visitor = Visitor {
+        gateway: demo.listen,
+        controller: SocketAddr::from(([127, 0, 0, 1], 0)),
+        admin: demo.admin,
+        once: demo.once,
+        log: folder.join("access.log"),
+        folder: folder.clone(),
+    };
+    std::thread::Builder::new()
+        .name("demo".to_owned())
+        .spawn(move || visit(&mut visitor, &engines))?;
+    let engines = addresses.recv().context("the engines did not start")?;
+    let settings = HashMap::from([
+        ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
+        ("KVWAY_DEMO_ADMIN", demo.admin.to_string()),
+        ("KVWAY_DEMO_FOLDER", folder.display().to_string()),
+        ("KVWAY_DEMO_LOG", folder.join("access.log").display().to_string()),
+        ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
+        ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
+    ]);
+    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| {
+        settings.get(name).cloned()
+    })?;
+    log::start(&config.log);
+    let ended = Arc::new(App::new(config)?).run(false);
+    clean_up(&folder);
+    Ok(ended?)
+}
+
+struct Visitor {
+    gateway: SocketAddr,
+    controller: SocketAddr,
+    admin: SocketAddr,
+    once: bool,
+    log: PathBuf,
+    folder: PathBuf,
+}
+
+/// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
+fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return say(&format!("no runtime for the demo: {error}")),
+    };
+    let outcome = runtime.block_on(async {
+        let controller = Controller::start(ControllerOptions::default())?;
+        visitor.controller = controller.address();
+        let engines = [
+            engine("vllm-0", controller.chunks())?,
+            engine("vllm-1", controller.chunks())?,
+        ];
+        // The receiver is gone only when the process ends already.
+        let _told = started.send([engines[0].address(), engines[1].address()]).is_ok();
+        visitor.show().await?;
+        if !visitor.once {
+            std::future::pending::<()>().await;
+        }
+        anyhow::Ok(())
+    });
+    let code = if let Err(error) = &outcome {
+        say(&format!("the demo failed: {error:#}"));
+        1
+    } else {
+        0
+    };
+    clean_up(&visitor.folder);
+    std::process::exit(code);
+}
+
+/// An engine that takes time for what it has not cached, and tells the controller what it has.
+fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
+    Engine::start(EngineOptions {
+        id: id.to_owned(),
+        mode: Mode::Simulated(SimulatedOptions {
+            prefill_tokens_per_second: 100_000.0,
+            decode: Duration::from_millis(10),
+            announce: Some(announce),
+            ..SimulatedOptions::default()
+        }),
+        max_model_len: 1 << 20,
+        cached_tokens: true,
+        sse: SseOptions {
+            events: 8,
+            ..SseOptions::default()
+        },
+        ..EngineOptions::default()
+    })
+}
+
+impl Visitor {
+    async fn show(&self) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        self.wait_until_ready(&client).await?;
+        let controller = format!("and a mock LMCache controller on {}", self.controller);
+        say(&format!(
+            "\nkvway listens on {}; behind it are two mock engines, {controller}.\n",
+            self.gateway
+        ));
+        say(&row([
+            "request",
+            "status",
+            "backend",
+            "why",
+            "prompt tokens",
+            "cached",
+            "first byte",
+            "total",
+        ]));
+        let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
+        let question = "What is a KV cache, and why does it matter where a request goes? ".repeat(400);
+        self.ask(&client, "chat", &chat(&question, false)).await?;
+        self.ask(&client, "the same, on the other engine", &chat(&question, false))
+            .await?;
+        self.ask(&client, "the same, cached by now", &chat(&question, false))
+            .await?;
+        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false))
+            .await?;
+        self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true))
+            .await?;
+        self.ask(
+            &client,
+            "a model that nobody serves",
+            &json!({"model": "none", "messages": []}),
+        )
+        .await?;
+        say(&format!(
+            "\nTry it:\n  curl -N http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{}'",
+            self.gateway, r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
+        ));
+        say(&format!(
+            "  curl http://{}/state\n  curl http://{}/metrics",
+            self.admin, self.admin
+        ));
+        if !self.once {
+            say("\nCtrl-C ends the demo.");
+        }
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self, client: &reqwest::Client) -> anyhow::Result<()> {
+        let ready = async {
+            let url = format!("http://{}/v1/models", self.gateway);
+            while !client
+                .get(&url)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                sleep(POLL_PERIOD).await;
+            }
+        };
+        timeout(PATIENCE, ready)
+            .await
+            .map_err(|_| anyhow!("the gateway did not start on {}", self.gateway))
+    }
+
+    /// Sends one request and prints what became of it, as the access log tells.
+    async fn ask(&self, client: &reqwest::Client, what: &str, body: &Value) -> anyhow::Result<()> {
+        let id = format!("demo-{}", what.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+        let url = format!("http://{}/v1/chat/completions", self.gateway);
+        let answer = client
+            .post(url)
+            .header("x-request-id", &id)
+            .json(body)
+            .send()
+            .await?;
+        let text = answer.text().await?;
+        ensure!(
+            body["stream"] != true || text.ends_with("data: [DONE]\n\n"),
+            "the stream is not complete"
+        );
+        let entry = self.entry(&id).await?;
+        let text = |key: &str| match &entry[key] {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let milliseconds = |key: &str| {
+            entry[key]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
+        };
+        say(&row([
+            what,
+            &text("status"),
+            &text("backend"),
+            &text("reason"),
+            &text("prompt_tokens"),
+            &text("cached_tokens"),
+            &milliseconds("first_token_ms"),
+            &milliseconds("total_ms"),
+        ]));
+        Ok(())
+    }
+
+    async fn entry(&self, id: &str) -> anyhow::Result<Value> {
+        let found = async {
+            loop {
+                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                let entries = log
+                    .lines()
+                    .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                if let Some(entry) = entries.rev().find(|entry| entry["request_id"] == id) {
+                    return entry;
+                }
+                sleep(POLL_PERIOD).await;
+            }
+        };
+        timeout(PATIENCE, found)
+            .await
+            .context("no line in the access log")
+    }
+}
+
+/// One line of the table.
+fn row(cells: [&str; 8]) -> String {
+    let [request, status, backend, why, prompt, cached, first, total] = cells;
+    format!(
+        "{request:<30} {status:>6}  {backend:<8} {why:<12} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
+    )
+}
+
+fn chat(text: &str, stream: bool) -> Value {
+    json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": stream})
+}
+
+fn say(text: &str) {
+    // The terminal may be gone; then there is nobody to show anything to.
+    let _written = writeln!(std::io::stdout(), "{text}").is_ok();
+}
+
+fn clean_up(folder: &Path) {
+    // What is left of a demo in the folder for temporary files harms nobody.
+    let _removed = std::fs::remove_dir_all(folder).is_ok();
 }

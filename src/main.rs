@@ -21,6 +21,8 @@ const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
+    // Fails only when a provider is installed already, which is as good.
+    let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -170,12 +170,7 @@ impl Metrics {
             gauges: make.gauges()?,
             registry: registry.clone(),
         };
-        let build = make.gauge_vec("build_info", "1; the labels tell the build.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        #[cfg(target_os = "linux")]
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        make.process()?;
         Ok(metrics)
     }
 
@@ -256,6 +251,17 @@ impl Maker<'_> {
     ) -> prometheus::Result<HistogramVec> {
         let options = HistogramOpts::new(format!("kvway_{name}"), help).buckets(bounds.to_vec());
         self.register(HistogramVec::new(options, labels)?)
+    }
+
+    /// What holds for the process as a whole.
+    fn process(&self) -> prometheus::Result<()> {
+        let build = self.gauge_vec("build_info", "1; the labels tell the build.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        self.registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        Ok(())
     }
 
     fn gauges(&self) -> prometheus::Result<Gauges> {

@@ -55,22 +55,19 @@ impl ModelsService {
     }
 
     async fn ask(&self, client: &reqwest::Client, source: &Source) -> Option<Vec<models::Model>> {
-        for backend in source
+        let healthy = source
             .fleet
             .backends()
             .iter()
-            .filter(|backend| backend.is_healthy())
-        {
+            .filter(|backend| backend.is_healthy());
+        for backend in healthy {
             let Some((base, api_key)) = source.backends.get(backend.index) else {
                 continue;
             };
-            match vllm::models(client, base, api_key.as_ref(), self.bytes_max).await {
-                Ok(answer) => match models::parse(&answer) {
-                    Some(models) => return Some(models),
-                    None => {
-                        tracing::debug!(backend = backend.id, "the answer to /v1/models is no model list")
-                    }
-                },
+            let answer = vllm::models(client, base, api_key.as_ref(), self.bytes_max).await;
+            match answer.map(|answer| models::parse(&answer)) {
+                Ok(Some(models)) => return Some(models),
+                Ok(None) => tracing::debug!(backend = backend.id, "no model list in the answer"),
                 Err(error) => tracing::debug!(backend = backend.id, %error, "no model list"),
             }
         }

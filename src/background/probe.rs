@@ -86,18 +86,18 @@ async fn resolve(cluster: &str, backend: &Backend) {
     if in_use.is_some_and(|address| found.contains(&address)) {
         return;
     }
-    match found.first() {
-        Some(address) => {
-            tracing::info!(cluster, backend = backend.id, %address, "backend resolved");
-            backend.set_resolved(*address);
-            backend.set_healthy(true);
-        }
-        None => tracing::warn!(
+    if let Some(address) = found.first() {
+        tracing::info!(cluster, backend = backend.id, %address, "backend resolved");
+        backend.set_resolved(*address);
+        backend.set_healthy(true);
+    } else {
+        let keeps_last_address = in_use.is_some();
+        tracing::warn!(
             cluster,
             backend = backend.id,
-            keeps_last_address = in_use.is_some(),
-            "the name of a backend does not resolve"
-        ),
+            keeps_last_address,
+            "a backend's name does not resolve"
+        );
     }
 }
 

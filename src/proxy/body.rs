@@ -50,8 +50,7 @@ pub async fn read(
         return Err(Failure::Reject(Reject::body_too_large(limits.body_bytes_max)));
     }
     if expects_continue(session) {
-        session
-            .write_continue_response()
+        ask_for_body(session)
             .await
             .map_err(|e| Failure::Broken(e.into_down()))?;
     }
@@ -60,6 +59,15 @@ pub async fn read(
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(Failure::Reject(Reject::body_timeout())),
     }
+}
+
+/// Answers `100 Continue`. Pingora takes any header that is written before the body was read for a final one, and would
+/// close the connection after the request.
+async fn ask_for_body(session: &mut ServerSession) -> Result<()> {
+    let keepalive = session.get_keepalive();
+    let asked = session.write_continue_response().await;
+    session.set_keepalive(keepalive);
+    asked
 }
 
 async fn collect(

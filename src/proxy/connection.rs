@@ -71,6 +71,9 @@ pub struct Connection {
     limits: HeaderLimits,
     /// Set from outside while a request runs; then nothing here limits anything.
     in_request: AtomicBool,
+    /// Set from outside when a request has ended: the wait for the next one begins with the next read.
+    request_ended: AtomicBool,
+    served: bool,
     phase: Phase,
     deadline: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -86,6 +89,7 @@ pub fn set_in_request(session: &ServerSession, in_request: bool) {
     let stream = session.stream().map(AsRef::as_ref);
     if let Some(connection) = stream.and_then(|stream| stream.as_any().downcast_ref::<Connection>()) {
         connection.in_request.store(in_request, Ordering::Relaxed);
+        connection.request_ended.store(!in_request, Ordering::Relaxed);
     }
 }
 
@@ -99,6 +103,8 @@ impl Connection {
             inner,
             limits,
             in_request: AtomicBool::new(is_h2),
+            request_ended: AtomicBool::new(false),
+            served: false,
             phase: Phase::Idle,
             timer: None,
             bytes: 0,
@@ -143,6 +149,14 @@ impl Connection {
         let _sent = Pin::new(&mut self.inner).poll_write(cx, &answer).is_ready();
         let _closed = Pin::new(&mut self.inner).poll_shutdown(cx).is_ready();
         self.enter(Phase::Refused, self.limits.linger);
+    }
+
+    /// Ends a connection on which nothing came; counted as refused unless a request was served before.
+    fn end_silence(&mut self) {
+        if !self.served {
+            self.limits.refused.with_label_values(&["idle"]).inc();
+        }
+        self.enter(Phase::Refused, Duration::ZERO);
     }
 
     /// Counts what has arrived of a header, and says what is wrong with it.
@@ -194,7 +208,7 @@ impl Connection {
             Poll::Pending => {
                 ready!(self.poll_deadline(cx));
                 if self.phase == Phase::Idle {
-                    self.limits.refused.with_label_values(&["idle"]).inc();
+                    self.end_silence();
                     return Poll::Ready(Ok(()));
                 }
                 self.refuse(cx, &Reject::header_timeout());
@@ -216,10 +230,11 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         if *this.in_request.get_mut() {
-            if this.phase == Phase::Header {
-                this.phase = Phase::Idle;
-            }
             return Pin::new(&mut this.inner).poll_read(cx, buf);
+        }
+        if std::mem::take(this.request_ended.get_mut()) {
+            this.served = true;
+            this.enter(Phase::Idle, this.limits.idle);
         }
         if this.phase == Phase::Refused {
             return this.poll_linger(cx).map(Ok);
@@ -343,6 +358,7 @@ impl fmt::Debug for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     fn connection() -> (Connection, DuplexStream) {
@@ -376,6 +392,8 @@ mod tests {
         let started = Instant::now();
         assert_eq!(ours.read(&mut [0; 10]).await.unwrap(), 0);
         assert_eq!(started.elapsed(), Duration::from_mins(1));
+        assert_eq!(ours.read(&mut [0; 10]).await.unwrap(), 0, "and it stays ended");
+        assert_eq!(ours.limits.refused.with_label_values(&["idle"]).get(), 1);
         drop(ours);
         assert_eq!(answer(theirs).await, "");
     }
@@ -402,6 +420,30 @@ mod tests {
             elapsed,
             Duration::from_secs(12),
             "ten, and two to read what follows"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_request_has_the_whole_of_the_limits() {
+        let (mut ours, mut theirs) = connection();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            theirs.write_all(&[b'x'; 500]).await.unwrap();
+            ours.read_exact(&mut [0; 500]).await.unwrap();
+            // A request that lasts, on which nothing more is read.
+            ours.in_request.store(true, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            ours.in_request.store(false, Ordering::Relaxed);
+            ours.request_ended.store(true, Ordering::Relaxed);
+            assert!(futures::poll!(pin!(ours.read(&mut [0; 1]))).is_pending());
+        }
+        let ended = Instant::now();
+        assert_eq!(ours.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(ended.elapsed(), Duration::from_mins(1));
+        assert_eq!(
+            ours.limits.refused.with_label_values(&["idle"]).get(),
+            0,
+            "it was served"
         );
     }
 

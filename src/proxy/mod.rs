@@ -3,7 +3,7 @@
 //! | phase of Pingora | here | file |
 //! |---|---|---|
 //! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
-//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`], [`route`], [`replay`] |
+//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`] ([`json`]), [`route`], [`replay`] |
 //! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
 //! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod connection;
 pub mod deadline;
 pub mod guard;
+pub mod json;
 pub mod peer;
 pub mod prompt;
 pub mod reject;
@@ -351,7 +352,8 @@ impl ProxyHttp for Gateway {
             .is_some_and(|header| !header.status.is_informational());
         let client_failed = *error.esource() == ErrorSource::Downstream;
         let mut error_code = 0;
-        if !answered && !(client_failed && request::is_disconnect(error)) {
+        let nobody_listens = client_failed && request::is_disconnect(error);
+        if !answered && !nobody_listens {
             let reject = ctx.reject.take().unwrap_or_else(|| request::reject_for(error));
             error_code = reject.status.as_u16();
             let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;

@@ -112,7 +112,9 @@ impl RequestCtx {
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
         connection::set_in_request(downstream, true);
-        downstream.set_keepalive((lifecycle.phase() == Phase::Running).then_some(idle));
+        // Off already for HTTP/1.0 and for a body that was framed twice.
+        let keep = downstream.get_keepalive().is_some() && lifecycle.phase() == Phase::Running;
+        downstream.set_keepalive(keep.then_some(idle));
         downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.between_bytes));

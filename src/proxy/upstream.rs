@@ -118,6 +118,10 @@ impl Upstream {
     pub fn prepare(&self, request: &mut RequestHeader, client: &Client<'_>) -> Result<()> {
         request.remove_header(&EXPECT);
         request.remove_header(&TRANSFER_ENCODING);
+        // A client may name a whole URL; its server is asked for the path (RFC 9112, 3.2.1).
+        if !request.raw_path().starts_with(b"/") {
+            request.set_uri(request.uri.clone());
+        }
         let declared = request.headers.contains_key(CONTENT_LENGTH);
         if client.body_bytes > 0 || declared || request.method == http::Method::POST {
             request.insert_header(CONTENT_LENGTH, client.body_bytes)?;

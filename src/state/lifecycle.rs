@@ -81,8 +81,7 @@ pub struct InFlight(Arc<Lifecycle>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let was_last = self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && self.0.phase() != Phase::Running {
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.changed.notify_waiters();
         }
     }

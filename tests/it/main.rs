@@ -1,10 +1,17 @@
 //! Tests of the rooms, in one binary.
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     reason = "a test that cannot go on fails, and says where"
 )]
 
+mod bodies;
+mod clients;
 mod config;
+mod connections;
 mod endpoints;
+mod refusals;
+mod tidy;
+mod tls;
 mod world;

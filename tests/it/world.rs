@@ -5,6 +5,7 @@
 
 use kvway::app::App;
 use kvway::config::Config;
+use kvway::state::lifecycle::Phase;
 use mocks::{Engine, EngineOptions};
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;
@@ -12,6 +13,7 @@ use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -27,6 +29,8 @@ pub struct Plan {
     pub cluster: String,
     /// Keys of every backend beside `id` and `address`, as in `, weight: 2`.
     pub backend: String,
+    /// Where further backends are that are no mock engines; their ids are `other-0`, `other-1` and so on.
+    pub others: Vec<SocketAddr>,
 }
 
 impl Default for Plan {
@@ -36,6 +40,7 @@ impl Default for Plan {
             sections: String::new(),
             cluster: String::new(),
             backend: String::new(),
+            others: Vec::new(),
         }
     }
 }
@@ -57,14 +62,19 @@ pub struct World {
 
 /// A configuration for these backends (`id`, `address`), with its access log in `folder`.
 pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) -> Config {
-    let backends: String = backends
-        .iter()
-        .map(|(id, address)| format!("      - {{id: {id}, address: \"{address}\"{}}}\n", plan.backend))
-        .collect();
-    let cluster: String = plan.cluster.lines().map(|line| format!("    {line}\n")).collect();
+    let backend = |(id, address): &(String, String)| {
+        format!("      - {{id: {id}, address: \"{address}\"{}}}", plan.backend)
+    };
+    let backends = backends.iter().map(backend).collect::<Vec<_>>().join("\n");
+    let cluster = plan
+        .cluster
+        .lines()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: json, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}    backends:\n{backends}",
+        "{}\nlog: {{access: json, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n",
         plan.sections,
         log.display(),
     );
@@ -87,9 +97,12 @@ impl World {
             .unwrap()
         };
         let engines: Vec<Engine> = plan.engines.iter().enumerate().map(start).collect();
+        let others = plan.others.iter().enumerate();
+        let others = others.map(|(index, address)| (format!("other-{index}"), address.to_string()));
         let backends: Vec<_> = engines
             .iter()
             .map(|engine| (engine.id().to_owned(), engine.address().to_string()))
+            .chain(others)
             .collect();
         let folder = tempfile::tempdir().unwrap();
         let config = configuration(&plan, &backends, folder.path());
@@ -135,6 +148,12 @@ impl World {
     /// Waits until no request is running and the books are closed.
     pub async fn idle(&self) {
         self.app.lifecycle.drained().await;
+    }
+
+    /// As [`World::idle`], woken by the last request. From here on no connection is kept alive.
+    pub(crate) async fn drained(&self) {
+        self.app.lifecycle.enter_phase(Phase::Handover);
+        within(self.app.lifecycle.drained()).await;
     }
 
     /// The metrics as Prometheus would read them.
@@ -184,6 +203,7 @@ pub async fn serve(app: &Arc<App>, shutdown: watch::Receiver<bool>) -> (SocketAd
         let mut connections = JoinSet::new();
         loop {
             let (socket, peer) = listener.accept().await.unwrap();
+            socket.set_nodelay(true).unwrap();
             let (guard, shutdown) = (Arc::clone(&guard), shutdown.clone());
             connections.spawn(async move { guard.process_new(stream(socket, peer), &shutdown).await });
         }
@@ -201,12 +221,18 @@ fn stream(socket: TcpStream, peer: SocketAddr) -> pingora::protocols::Stream {
     Box::new(stream)
 }
 
+/// Waits for `event`, which is a failure when it takes longer than a test may.
+pub(crate) async fn within<F: Future>(event: F) -> F::Output {
+    let waiting = tokio::time::timeout(Duration::from_mins(1), event);
+    waiting.await.expect("an event that did not come")
+}
+
 /// A client that keeps connections and waits for nothing longer than a test may take.
 pub fn client() -> reqwest::Client {
     let _installed = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .no_proxy()
-        .timeout(std::time::Duration::from_mins(1))
+        .timeout(Duration::from_mins(1))
         .build()
         .unwrap()
 }

@@ -5,15 +5,10 @@
 use serde_json::{Value, json};
 
 use super::EngineOptions;
-use crate::server::Answer;
+use crate::server::{Answer, quoted};
 
 /// `system_fingerprint` of the recorded server.
 pub(super) const FINGERPRINT: &str = "vllm-0.32.0-1997e1ed";
-
-/// A JSON string.
-pub(super) fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
 
 pub(super) fn refused(status: u16, kind: &str, message: &str, param: &Value) -> Answer {
     let message = quoted(message);
@@ -64,10 +59,6 @@ pub(super) fn scale_out_disabled() -> Answer {
     let message =
         "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.";
     refused(403, "PermissionDeniedError", message, &Value::Null)
-}
-
-pub(super) fn detail(status: u16, text: &str) -> Answer {
-    Answer::json(status, format!(r#"{{"detail":"{text}"}}"#))
 }
 
 pub(super) fn models(options: &EngineOptions, created: u64, permission: &str) -> Answer {

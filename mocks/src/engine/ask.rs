@@ -114,8 +114,6 @@ pub(super) struct Body {
     max_output_tokens: Option<u64>,
     pub(super) prompt: Option<Value>,
     pub(super) input: Option<Value>,
-    pub(super) query: Option<Value>,
-    pub(super) documents: Option<Value>,
     pub(super) messages: Option<Vec<Value>>,
     pub(super) cache_salt: Option<String>,
 }

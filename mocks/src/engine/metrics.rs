@@ -12,7 +12,7 @@ pub(super) struct Gauges {
     pub(super) waiting: f64,
     pub(super) kv_cache_usage: f64,
     pub(super) block_size: usize,
-    pub(super) num_gpu_blocks: usize,
+    pub(super) num_gpu_blocks: u32,
     pub(super) totals: Totals,
 }
 

@@ -6,9 +6,12 @@
 
 mod answers;
 mod ask;
+mod cache;
+mod generation;
 mod metrics;
 mod reply;
 mod service;
+mod simulation;
 mod tokenize;
 mod tokenizer;
 
@@ -19,8 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::Core;
+pub use simulation::SimulatedOptions;
 
-use crate::server::{Answer, Server, Shared};
+use crate::server::{Answer, Server, Settings, Shared};
 
 /// What an engine is.
 #[derive(Debug, Clone)]
@@ -46,6 +50,8 @@ pub struct EngineOptions {
     pub api_key: Option<String>,
     /// Whether requests are kept for [`Server::received`], with their hash.
     pub record: bool,
+    /// How long a connection may be idle before it is closed; a real engine gives 5 s, `None` is for ever.
+    pub keep_alive: Option<Duration>,
     /// Whether a request may ask for its fault with `x-mock-fault`.
     pub faults_by_header: bool,
     /// Whether answers carry `x-served-by`.
@@ -69,6 +75,7 @@ impl Default for EngineOptions {
             sse: SseOptions::default(),
             api_key: None,
             record: true,
+            keep_alive: None,
             faults_by_header: false,
             served_by: false,
             served_by_in_body: false,
@@ -91,6 +98,8 @@ impl EngineOptions {
 pub enum Mode {
     /// The recorded ones, at once.
     Canned,
+    /// Generated ones, in the time that an engine with a KV cache takes.
+    Simulated(SimulatedOptions),
 }
 
 /// The stream of an answer.
@@ -148,6 +157,21 @@ pub struct Load {
 }
 
 /// A running mock engine. Dropping it ends it.
+///
+/// ```no_run
+/// use mocks::{Engine, EngineOptions, Fault};
+///
+/// # async fn example() -> std::io::Result<()> {
+/// let engine = Engine::start(EngineOptions::default())?;
+/// engine.fail_next(1, Fault::CutStreamAfter(3));
+/// let gate = engine.hold_first_token();
+/// // … send a request to engine.address() …
+/// gate.waiting(1).await;
+/// gate.release();
+/// engine.until(|stats| stats.path("/v1/chat/completions").failed == 1).await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine {
     server: Server,
     core: Arc<Core>,
@@ -167,7 +191,17 @@ impl Engine {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start_at(address: SocketAddr, options: EngineOptions) -> io::Result<Self> {
-        let shared = Shared::new(options.record, options.faults_by_header);
+        let EngineOptions {
+            record,
+            faults_by_header,
+            keep_alive,
+            ..
+        } = options;
+        let shared = Shared::new(Settings {
+            record,
+            faults_by_header,
+            keep_alive,
+        });
         let core = Arc::new(Core::new(options, Arc::clone(&shared)));
         let server = Server::start(address, shared, Arc::clone(&core) as _)?;
         Ok(Self { server, core })

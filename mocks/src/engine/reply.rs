@@ -5,7 +5,11 @@
 
 use std::fmt::Write as _;
 
-use super::answers::{FINGERPRINT, Usage, quoted};
+use serde_json::json;
+
+use super::answers::{FINGERPRINT, Usage};
+use super::tokenizer;
+use crate::server::quoted;
 
 /// Whose shape the answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +73,7 @@ impl Reply {
     fn push_word(&self, index: usize, out: &mut String) {
         match (self.words, self.dialect) {
             (Words::Recorded, Dialect::Completions) => {
-                out.push_str(if index % 2 == 0 { "\\u0012" } else { "B" })
+                out.push_str(if index.is_multiple_of(2) { "\\u0012" } else { "B" });
             }
             (Words::Recorded, _) => out.push_str(if index.is_multiple_of(2) { " He" } else { "" }),
             (Words::Seeded(seed), _) => {
@@ -100,16 +104,15 @@ impl Reply {
         let Some(prompt) = &self.prompt_token_ids else {
             return ("null".into(), "null".into());
         };
-        let list = |ids: &mut dyn Iterator<Item = u32>| {
-            let mut text = String::from("[");
-            for (index, id) in ids.enumerate() {
-                // Writing to a String cannot fail.
-                let _ = write!(text, "{}{id}", if index == 0 { "" } else { "," });
-            }
-            text + "]"
+        let own: Vec<u32> = match self.words {
+            Words::Recorded => RECORDED_IDS
+                .into_iter()
+                .cycle()
+                .take(self.usage.completion)
+                .collect(),
+            Words::Seeded(_) => tokenizer::encode(&self.text()),
         };
-        let own = &mut RECORDED_IDS.into_iter().cycle().take(self.usage.completion);
-        (list(own), list(&mut prompt.iter().copied()))
+        (json!(own).to_string(), json!(prompt).to_string())
     }
 
     /// The body of an answer that is not streamed.

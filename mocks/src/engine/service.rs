@@ -1,27 +1,21 @@
-//! Which path answers what, and how an answer is generated. Called by the server for every request.
+//! Which path answers what. Called by the server for every request.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, StreamExt, unfold};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::answers::{self, Usage, detail, quoted};
+use super::answers;
 use super::ask::Ask;
 use super::metrics::{self, Gauges, Totals};
-use super::reply::{Dialect, Reply, Words, mix};
-use super::{EngineOptions, Load, SleepState, tokenize};
-use crate::server::{Answer, Request, Service, Shared};
-
-/// Tokens of the prompts that the recorded answers belong to.
-const RECORDED_PROMPT: [u32; 4] = [0, 261, 329, 347];
-const RECORDED_CHAT_TOKENS: usize = 5;
+use super::reply::{Dialect, mix};
+use super::simulation::Simulation;
+use super::{EngineOptions, Load, Mode, SleepState, tokenize};
+use crate::server::{Answer, Request, Service, Shared, detail, quoted};
 
 /// Paths that generate, whose requests count as running in canned mode.
 const GENERATING: [&str; 4] = [
@@ -38,11 +32,12 @@ pub(super) struct Core {
     healthy: AtomicBool,
     sleep: watch::Sender<SleepState>,
     pretended: Mutex<Option<Load>>,
-    totals: Arc<Mutex<Totals>>,
+    pub(super) totals: Arc<Mutex<Totals>>,
+    pub(super) simulation: Option<Arc<Simulation>>,
     requests: AtomicU64,
 }
 
-fn now_seconds() -> u64 {
+pub(super) fn now_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -51,7 +46,12 @@ fn now_seconds() -> u64 {
 
 impl Core {
     pub(super) fn new(options: EngineOptions, shared: Arc<Shared>) -> Self {
+        let simulation = match &options.mode {
+            Mode::Canned => None,
+            Mode::Simulated(simulated) => Some(Arc::new(Simulation::new(&options.id, simulated.clone()))),
+        };
         Self {
+            simulation,
             options,
             shared,
             healthy: AtomicBool::new(true),
@@ -75,7 +75,7 @@ impl Core {
     }
 
     /// Sixteen hex digits, different each time.
-    fn fresh_id(&self) -> String {
+    pub(super) fn fresh_id(&self) -> String {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}", mix(self.options.seed.wrapping_add(mix(number))))
     }
@@ -118,6 +118,9 @@ impl Core {
             "/reset" => {
                 self.shared.books.forget();
                 *self.totals.lock() = Totals::default();
+                if let Some(simulation) = &self.simulation {
+                    simulation.forget();
+                }
                 Answer::json(200, "{}")
             }
             _ => answers::scale_out_disabled(),
@@ -152,6 +155,16 @@ impl Core {
             totals,
             ..Gauges::default()
         };
+        if let Some(simulation) = &self.simulation {
+            let counts = simulation.counts();
+            gauges.running = counts.running.into();
+            gauges.waiting = counts.waiting.into();
+            gauges.kv_cache_usage = simulation.usage();
+            gauges.block_size = simulation.block_size();
+            gauges.num_gpu_blocks = simulation.blocks();
+            gauges.totals.prefix_queries = counts.queries;
+            gauges.totals.prefix_hits = counts.hits;
+        }
         if let Some(load) = *self.pretended.lock() {
             gauges.running = load.running.into();
             gauges.waiting = load.waiting.into();
@@ -160,7 +173,8 @@ impl Core {
         gauges
     }
 
-    async fn generate(&self, request: &Request, dialect: Dialect) -> Answer {
+    /// Waits until the engine is awake.
+    pub(super) async fn awake(&self) {
         if *self.sleep.borrow() != SleepState::Awake {
             // The sender is in `self`, so it cannot be gone.
             drop(
@@ -170,28 +184,6 @@ impl Core {
                     .await,
             );
         }
-        self.canned(request, dialect).unwrap_or_else(|refusal| refusal)
-    }
-
-    fn canned(&self, request: &Request, dialect: Dialect) -> Result<Answer, Answer> {
-        let ask = Ask::scan(&request.body);
-        let count = self.check(&ask)?;
-        let prompt = match dialect {
-            Dialect::Completions => RECORDED_PROMPT.len(),
-            _ => RECORDED_CHAT_TOKENS,
-        };
-        let usage = Usage {
-            prompt,
-            completion: count,
-            cached: self.options.cached_tokens.then_some(0),
-        };
-        let reply = self.reply(request, dialect, &ask, usage, Words::Recorded);
-        let mut tally = Tally::new(&self.totals, usage);
-        if ask.stream {
-            return Ok(Answer::events(events(reply, self.options.sse.gap, tally)));
-        }
-        tally.finish();
-        Ok(Answer::json(200, reply.whole()))
     }
 
     fn embed(&self, request: &Request) -> Answer {
@@ -232,7 +224,7 @@ impl Core {
     }
 
     /// How many tokens the answer has, or why there is none.
-    fn check(&self, ask: &Ask) -> Result<usize, Answer> {
+    pub(super) fn check(&self, ask: &Ask) -> Result<usize, Answer> {
         self.options.check_model(ask.model.as_deref())?;
         match ask.max_tokens {
             Some(tokens) if tokens > self.options.max_model_len => {
@@ -240,26 +232,6 @@ impl Core {
             }
             Some(tokens) => Ok(usize::try_from(tokens).unwrap_or(usize::MAX).max(1)),
             None => Ok(self.options.sse.events.max(1)),
-        }
-    }
-
-    fn reply(&self, request: &Request, dialect: Dialect, ask: &Ask, usage: Usage, words: Words) -> Reply {
-        let own = request
-            .head
-            .header("x-request-id")
-            .map(|id| quoted(id).trim_matches('"').to_owned());
-        let id = own.unwrap_or_else(|| self.fresh_id());
-        Reply {
-            dialect,
-            id: format!("{}{id}", dialect.id_prefix()),
-            created: now_seconds(),
-            model: quoted(&self.options.model),
-            usage,
-            include_usage: ask.include_usage,
-            prompt_token_ids: ask.return_token_ids.then(|| RECORDED_PROMPT.to_vec()),
-            words,
-            padding_bytes: self.options.sse.event_padding_bytes,
-            served_by: self.options.served_by_in_body.then(|| self.options.id.clone()),
         }
     }
 }
@@ -314,76 +286,4 @@ impl Service for Core {
 /// Tokens of a text that nobody tokenizes for long: only its length counts.
 fn rough_tokens(text: &[u8]) -> usize {
     text.len() / 4
-}
-
-/// Counts an answer as finished or, when it is dropped before, as aborted.
-struct Tally {
-    totals: Arc<Mutex<Totals>>,
-    usage: Usage,
-    finished: bool,
-}
-
-impl Tally {
-    fn new(totals: &Arc<Mutex<Totals>>, usage: Usage) -> Self {
-        Self {
-            totals: Arc::clone(totals),
-            usage,
-            finished: false,
-        }
-    }
-
-    fn finish(&mut self) {
-        self.finished = true;
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        let mut totals = self.totals.lock();
-        totals.prompt_tokens += self.usage.prompt as u64;
-        if self.finished {
-            totals.finished += 1;
-            totals.generation_tokens += self.usage.completion as u64;
-        } else {
-            totals.aborted += 1;
-        }
-    }
-}
-
-/// The events of an answer, each made when the connection has room for it.
-fn events(reply: Reply, gap: Duration, tally: Tally) -> BoxStream<'static, Bytes> {
-    struct Writing {
-        reply: Reply,
-        gap: Duration,
-        tally: Tally,
-        ready: VecDeque<String>,
-        next: usize,
-    }
-    let start = Writing {
-        reply,
-        gap,
-        tally,
-        ready: VecDeque::new(),
-        next: 0,
-    };
-    unfold(start, async |mut writing| {
-        if writing.ready.is_empty() {
-            let count = writing.reply.usage.completion;
-            if writing.next == 0 {
-                writing.ready = writing.reply.prologue().into();
-            } else if writing.next < count && !writing.gap.is_zero() {
-                tokio::time::sleep(writing.gap).await;
-            }
-            if writing.next < count {
-                writing.ready.push_back(writing.reply.token(writing.next));
-            } else if writing.next == count {
-                writing.tally.finish();
-                writing.ready = writing.reply.epilogue().into();
-            }
-            writing.next += 1;
-        }
-        let event = writing.ready.pop_front()?;
-        Some((Bytes::from(event), writing))
-    })
-    .boxed()
 }

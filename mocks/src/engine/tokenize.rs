@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::{bad_request, invalid, refused};
 use super::{EngineOptions, tokenizer};
-use crate::server::{Answer, Request};
+use crate::server::{Answer, Request, error_offset};
 
 /// Reads the body as a JSON object, or says what is wrong with it.
 pub(super) fn object(request: &Request) -> Result<Map<String, Value>, Answer> {
@@ -14,8 +14,7 @@ pub(super) fn object(request: &Request) -> Result<Map<String, Value>, Answer> {
         return Err(refused(400, "Bad Request", message, &Value::Null));
     }
     serde_json::from_slice(&request.body).map_err(|error| {
-        // The column counts from one; at the end of the input it is that of the last character.
-        let at = error.column() - usize::from(!error.is_eof() && error.column() > 0);
+        let at = error_offset(&error);
         invalid(&[(
             format!("body.{at}"),
             format!(

@@ -25,7 +25,7 @@ pub struct PathStats {
     pub received: u64,
     /// Answers handed to the socket to their last byte.
     pub served: u64,
-    /// Requests that met a fault.
+    /// Requests that met a fault or whose body could not be read.
     pub failed: u64,
     /// Requests whose client left before the answer had ended.
     pub cancelled: u64,
@@ -38,6 +38,8 @@ pub struct PathStats {
 pub struct Stats {
     /// By path, without its query.
     pub paths: BTreeMap<String, PathStats>,
+    /// Requests answered 400, 413 or 431 because they were no HTTP or too large.
+    pub refused: u64,
     /// Connections accepted since the start or the last reset.
     pub connections_accepted: u64,
     /// Connections open now.
@@ -154,6 +156,7 @@ impl Books {
         {
             let mut ledger = self.ledger.lock();
             ledger.received.clear();
+            ledger.stats.refused = 0;
             ledger.stats.connections_accepted = ledger.stats.connections_open;
             ledger.stats.paths.retain(|_, path| path.in_flight > 0);
             for path in ledger.stats.paths.values_mut() {
@@ -197,6 +200,11 @@ impl Books {
             books: self.clone(),
             id,
         }
+    }
+
+    /// Counts a request that could not be read.
+    pub(super) fn refuse(&self) {
+        self.change(|ledger| ledger.stats.refused += 1);
     }
 
     /// Opens the entry of a request whose head has arrived.

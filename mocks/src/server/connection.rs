@@ -88,6 +88,7 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: Arc<Shared>, service: Arc<dy
             }
             Err(Unread::Left) => return,
             Err(Unread::Bad(status)) => {
+                shared.books.refuse();
                 let answer = Answer::text(
                     status,
                     "text/plain; charset=utf-8",
@@ -114,7 +115,18 @@ struct Connection<'a, W> {
 }
 
 impl<W: Wire> Connection<'_, W> {
+    /// Waits for the first byte of the next request, as long as the connection may be idle.
+    async fn next(&mut self) -> Result<(), Unread> {
+        match self.shared.settings.keep_alive {
+            None => self.link.begins().await,
+            Some(limit) => tokio::time::timeout(limit, self.link.begins())
+                .await
+                .unwrap_or(Err(Unread::Left)),
+        }
+    }
+
     async fn exchange(&mut self) -> Result<After, Unread> {
+        self.next().await?;
         let head = self.link.head().await?;
         let work = self.service.is_work(head.method(), head.path());
         let mut entry = self.shared.books.open(head.path());
@@ -124,7 +136,11 @@ impl<W: Wire> Connection<'_, W> {
             self.write_status(code, None, true).await?;
             return Ok(After::Close);
         }
-        let body = self.link.body(&head).await?;
+        let body = self.link.body(&head).await.inspect_err(|unread| {
+            if matches!(unread, Unread::Bad(_)) {
+                entry.close(End::Failed);
+            }
+        })?;
         self.shared.books.record(&head, &body, self.id);
         let request = Request { head, body };
         if let Some(fault) = &fault
@@ -149,14 +165,17 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     fn fault(&self, head: &Head, work: bool) -> Option<Fault> {
-        let by_header = || head.header("x-mock-fault").and_then(|text| text.parse().ok());
-        self.shared.faults.take(head.path(), work).or_else(|| {
-            if self.shared.faults_by_header {
-                by_header()
-            } else {
-                None
-            }
-        })
+        let by_header = || {
+            let text = head
+                .header("x-mock-fault")
+                .filter(|_| self.shared.settings.faults_by_header)?;
+            // A name that is none must not pass for a healthy answer.
+            Some(text.parse().unwrap_or(Fault::Status {
+                code: 400,
+                retry_after: None,
+            }))
+        };
+        self.shared.faults.take(head.path(), work).or_else(by_header)
     }
 
     /// Does what a fault does before an answer; `None` when an answer follows nevertheless.
@@ -338,5 +357,62 @@ impl<W: Wire> Connection<'_, W> {
         if self.link.wire.shutdown().await.is_ok() {
             self.link.drain().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::BoxFuture;
+    use tokio::io::{AsyncReadExt, DuplexStream};
+
+    use super::super::Settings;
+    use super::*;
+
+    impl Wire for DuplexStream {
+        fn reset(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Answers a hundred events of 1 MiB, and counts those that were asked for.
+    struct Endless(Arc<AtomicUsize>);
+
+    impl Service for Endless {
+        fn answer<'a>(&'a self, _: &'a Request) -> BoxFuture<'a, Answer> {
+            let made = Arc::clone(&self.0);
+            let events = futures::stream::iter(0..100).map(move |_| {
+                made.fetch_add(1, Ordering::Relaxed);
+                Bytes::from(vec![b'x'; 1024 * 1024])
+            });
+            Box::pin(async { Answer::events(events.boxed()) })
+        }
+
+        fn is_work(&self, _: &str, _: &str) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn no_event_is_made_before_the_client_has_read_the_last_but_one() {
+        let (mut client, wire) = tokio::io::duplex(1024);
+        let made = Arc::new(AtomicUsize::new(0));
+        let server = serve(
+            wire,
+            Shared::new(Settings::default()),
+            Arc::new(Endless(Arc::clone(&made))),
+        );
+        let reader = async {
+            client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut megabyte = vec![0; 1024 * 1024];
+            for read in 1..=10 {
+                client.read_exact(&mut megabyte).await.unwrap();
+                assert!(made.load(Ordering::Relaxed) <= read + 2);
+            }
+            drop(client);
+        };
+        tokio::join!(server, reader);
+        assert!(made.load(Ordering::Relaxed) <= 12);
     }
 }

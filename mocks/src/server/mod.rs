@@ -2,7 +2,7 @@
 //!
 //! The connection loop is our own and not a library's, because a mock has to do what a library prevents: answer
 //! before it has read a body, cut a stream short, reset a connection, write bytes that are not HTTP. The mocks plug in
-//! a [`Service`]; tests hold the [`Server`] through [`Engine`](crate::Engine) or [`Controller`](crate::Controller).
+//! a `Service`; tests hold the [`Server`] through [`Engine`](crate::Engine) or [`Controller`](crate::Controller).
 //! Request heads are bounded at 1 MiB, bodies at 64 MiB, the list of received requests at 4096 entries.
 
 mod answer;
@@ -10,12 +10,14 @@ mod books;
 mod connection;
 mod fault;
 mod gate;
+mod json;
 mod request;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -31,10 +33,14 @@ pub use fault::Fault;
 use fault::Faults;
 pub use gate::Gate;
 use gate::{Gates, Place};
+pub(crate) use json::{detail, error_offset, quoted};
 pub(crate) use request::Request;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 4096;
+
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a mock answers.
 pub(crate) trait Service: Send + Sync + 'static {
@@ -50,18 +56,27 @@ pub(crate) struct Shared {
     pub(crate) books: Books,
     faults: Faults,
     gates: Gates,
+    settings: Settings,
+}
+
+/// How the server behaves whatever is asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    /// Whether requests are noted and not only counted.
+    pub(crate) record: bool,
     /// Whether `x-mock-fault` in a request is obeyed.
-    faults_by_header: bool,
+    pub(crate) faults_by_header: bool,
+    /// How long a connection may be idle.
+    pub(crate) keep_alive: Option<Duration>,
 }
 
 impl Shared {
-    /// Books that note every request where `record`, and only count it otherwise.
-    pub(crate) fn new(record: bool, faults_by_header: bool) -> Arc<Self> {
+    pub(crate) fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
-            books: Books::new(record),
+            books: Books::new(settings.record),
             faults: Faults::default(),
             gates: Gates::default(),
-            faults_by_header,
+            settings,
         })
     }
 }
@@ -118,9 +133,9 @@ impl Server {
                 tokio::select! {
                     _ = stopping.wait_for(|stop| *stop) => break,
                     Some(_) = connections.join_next() => {}
-                    wire = listener.next() => if let Ok(wire) = wire {
+                    wire = next_wire(&listener) => {
                         connections.spawn(serve(wire, Arc::clone(&shared), Arc::clone(&service)));
-                    },
+                    }
                 }
             }
             drop(listener);
@@ -147,7 +162,7 @@ impl Server {
         self.shared.books.stats()
     }
 
-    /// The last 4096 requests, oldest first; empty when recording is off.
+    /// The last 4096 requests that were read to their end, oldest first; empty when recording is off.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
         self.shared.books.received()
@@ -209,6 +224,17 @@ trait Listen: Send + Sync + 'static {
     type Wire: Wire;
 
     fn next(&self) -> impl Future<Output = io::Result<Self::Wire>> + Send;
+}
+
+/// Waits for a connection.
+async fn next_wire<L: Listen>(listener: &L) -> L::Wire {
+    loop {
+        match listener.next().await {
+            Ok(wire) => return wire,
+            // Out of descriptors, as a rule: asking again at once would only burn the processor.
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
 }
 
 impl Listen for TcpListener {

@@ -44,13 +44,13 @@ impl Reply {
 pub(crate) fn request(method: &str, path: &str, headers: &[&str], body: &str) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nhost: mock\r\n");
     for header in headers {
-        text += &format!("{header}\r\n");
+        text.extend([header, "\r\n"]);
     }
     if method == "POST" {
         if !headers.iter().any(|header| header.starts_with("content-type")) {
             text += "content-type: application/json\r\n";
         }
-        text += &format!("content-length: {}\r\n", body.len());
+        text.extend(["content-length: ", &body.len().to_string(), "\r\n"]);
     }
     (text + "\r\n" + body).into_bytes()
 }

@@ -152,7 +152,7 @@ async fn an_engine_stops_at_once_and_starts_again_at_its_address() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_holds_the_stream_up() {
+async fn a_large_stream_arrives_whole() {
     let sse = SseOptions {
         events: 1024,
         event_padding_bytes: 64 * 1024,
@@ -163,12 +163,7 @@ async fn a_client_that_does_not_read_holds_the_stream_up() {
         ..EngineOptions::default()
     })
     .unwrap();
-    let mut stream = TcpStream::connect(engine.address()).await.unwrap();
-    let body = r#"{"messages":[],"stream":true}"#;
-    stream.write_all(&request("POST", CHAT, &[], body)).await.unwrap();
-    stream.readable().await.unwrap();
-    assert_eq!(engine.stats().in_flight(CHAT), 1);
-    let reply = read(&mut stream).await.unwrap();
+    let reply = post(engine.address(), CHAT, r#"{"messages":[],"stream":true}"#).await;
     assert_eq!((reply.chunks.len(), reply.complete), (1026, true));
     assert!(reply.body.len() > 64 * 1024 * 1024);
 }
@@ -354,4 +349,34 @@ async fn a_continue_is_given_to_who_waits_for_it() {
     );
     stream.write_all(b"{}").await.unwrap();
     assert_eq!(read(&mut stream).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed_where_that_is_on() {
+    let keep_alive = Some(Duration::from_secs(5));
+    let engine = Engine::start(EngineOptions {
+        keep_alive,
+        ..EngineOptions::default()
+    })
+    .unwrap();
+    let mut stream = TcpStream::connect(engine.address()).await.unwrap();
+    assert!(exchange(&mut stream, "GET", "/health", &[], "").await.is_some());
+    let start = tokio::time::Instant::now();
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(start.elapsed().as_secs(), 5);
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused_and_counted() {
+    let engine = engine();
+    for bytes in [
+        "GET /version HTTP/1.1\r\nbad header\r\n\r\n",
+        "POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(engine.address()).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        assert_eq!(read(&mut stream).await.unwrap().status(), 400);
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.refused, stats.path("/").failed), (2, 1));
 }

@@ -61,12 +61,24 @@ async fn an_early_status_comes_before_the_body() {
     engine.fail_next(1, Fault::EarlyStatus { code: 413 });
     let mut stream = TcpStream::connect(engine.address()).await.unwrap();
     stream
-        .write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+        .write_all(format!("POST {CHAT} HTTP/1.1\r\ncontent-length: 1000\r\n\r\n").as_bytes())
         .await
         .unwrap();
     let reply = read(&mut stream).await.unwrap();
     assert_eq!((reply.status(), reply.header("connection")), (413, Some("close")));
-    stream.write_all(&[b' '; 100_000]).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_early_status_survives_a_client_that_sends_on() {
+    let engine = engine();
+    engine.fail_next(1, Fault::EarlyStatus { code: 413 });
+    let mut stream = TcpStream::connect(engine.address()).await.unwrap();
+    let body = " ".repeat(8 * 1024 * 1024);
+    stream
+        .write_all(&request("POST", CHAT, &[], &body))
+        .await
+        .unwrap();
+    assert_eq!(read(&mut stream).await.unwrap().status(), 413);
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
 }
 
@@ -232,5 +244,10 @@ async fn a_header_asks_for_a_fault_only_where_that_is_on() {
             .await
             .status(),
         418
+    );
+    let typo = ["x-mock-fault: typo"];
+    assert_eq!(
+        send(engine.address(), "POST", CHAT, &typo, WHOLE).await.status(),
+        400
     );
 }

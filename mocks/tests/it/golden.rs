@@ -90,272 +90,90 @@ pub(crate) fn compare(section: &Section, reply: &Reply, keys: &[&str]) {
 
 const OPENAI: &str = include_str!("../../../tests/data/golden/vllm-0.32.0-openai.txt");
 const TOKENIZE: &str = include_str!("../../../tests/data/golden/vllm-0.32.0-tokenize.txt");
+const OPENAI_ASKED: &str = include_str!("asked/vllm-openai.txt");
+const TOKENIZE_ASKED: &str = include_str!("asked/vllm-tokenize.txt");
 const METRICS: &str = include_str!("../../../tests/data/golden/vllm-0.32.0-metrics.txt");
-
-/// Title, method, path, headers, body. With `keyless`, the engine's key is not sent.
-type Case = (
-    &'static str,
-    &'static str,
-    &'static str,
-    &'static [&'static str],
-    &'static str,
-);
-
-const KEY: &str = "authorization: Bearer sesame";
-
-const OPENAI_CASES: &[Case] = &[
-    (
-        "completion",
-        "POST",
-        "/v1/completions",
-        &[KEY, "x-request-id: rid-123"],
-        r#"{"model":"tiny","prompt":"hello world","max_tokens":4}"#,
-    ),
-    (
-        "chat",
-        "POST",
-        "/v1/chat/completions",
-        &[KEY, "x-request-id: rid-124"],
-        r#"{"model":"tiny","messages":[{"role":"user","content":"hello"}],"max_tokens":3}"#,
-    ),
-    (
-        "chat stream usage",
-        "POST",
-        "/v1/chat/completions",
-        &[KEY],
-        r#"{"model":"tiny","messages":[{"role":"user","content":"hello"}],"max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}"#,
-    ),
-    (
-        "noauth completion",
-        "POST",
-        "/v1/completions",
-        &[],
-        r#"{"model":"tiny","prompt":"hello"}"#,
-    ),
-    (
-        "bad key",
-        "POST",
-        "/v1/completions",
-        &["authorization: Bearer wrong"],
-        r#"{"model":"tiny","prompt":"hello"}"#,
-    ),
-    (
-        "token id prompt + return_token_ids",
-        "POST",
-        "/v1/completions",
-        &[KEY],
-        r#"{"model":"tiny","prompt":[0,261,329,347],"max_tokens":2,"return_token_ids":true}"#,
-    ),
-    (
-        "too long",
-        "POST",
-        "/v1/completions",
-        &[KEY],
-        r#"{"model":"tiny","prompt":"hello","max_tokens":99999}"#,
-    ),
-    (
-        "wrong model",
-        "POST",
-        "/v1/chat/completions",
-        &[KEY],
-        r#"{"model":"nope","messages":[{"role":"user","content":"hello"}]}"#,
-    ),
-    (
-        "render",
-        "POST",
-        "/v1/chat/completions/render",
-        &[KEY],
-        r#"{"messages":[]}"#,
-    ),
-    (
-        "inference generate",
-        "POST",
-        "/inference/v1/generate",
-        &[KEY],
-        r#"{"token_ids":[1]}"#,
-    ),
-    ("sleep", "POST", "/sleep", &[], ""),
-    ("is_sleeping", "GET", "/is_sleeping", &[], ""),
-    ("reset_prefix_cache", "POST", "/reset_prefix_cache", &[], ""),
-];
-
-const TOKENIZE_CASES: &[Case] = &[
-    (
-        "noauth tokenize",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","prompt":"hello"}"#,
-    ),
-    ("noauth models", "GET", "/v1/models", &[], ""),
-    ("noauth health", "GET", "/health", &[], ""),
-    ("models", "GET", "/v1/models", &[KEY], ""),
-    (
-        "tok prompt",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","prompt":"hello world"}"#,
-    ),
-    (
-        "tok prompt nomodel return strs",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"prompt":"hello world","add_special_tokens":false,"return_token_strs":true}"#,
-    ),
-    (
-        "tok prompt extra fields",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","prompt":"hello world","max_tokens":5,"foo":{"bar":1}}"#,
-    ),
-    (
-        "tok prompt list",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","prompt":["a","b"]}"#,
-    ),
-    (
-        "tok prompt ids",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","prompt":[1,2,3]}"#,
-    ),
-    (
-        "tok chat",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","messages":[{"role":"user","content":"hello world"}]}"#,
-    ),
-    (
-        "tok chat addgen false + stream",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"tiny","messages":[{"role":"user","content":"hello world"}],"add_generation_prompt":false,"stream":true}"#,
-    ),
-    (
-        "tok chat both prompt and messages",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"prompt":"x","messages":[{"role":"user","content":"hello world"}]}"#,
-    ),
-    (
-        "tok chat parts",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hello world"}]}]}"#,
-    ),
-    (
-        "tok chat image",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,"}}]}]}"#,
-    ),
-    (
-        "tok chat tools",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}"#,
-    ),
-    (
-        "tok chat both continue and gen",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[{"role":"user","content":"x"}],"continue_final_message":true,"add_generation_prompt":true}"#,
-    ),
-    (
-        "tok chat template override",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[{"role":"user","content":"x"}],"chat_template":"{{ x }}"}"#,
-    ),
-    (
-        "tok empty messages",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"messages":[]}"#,
-    ),
-    ("tok empty prompt", "POST", "/tokenize", &[], r#"{"prompt":""}"#),
-    (
-        "tok wrong model",
-        "POST",
-        "/tokenize",
-        &[],
-        r#"{"model":"nope","prompt":"x"}"#,
-    ),
-    ("tok neither", "POST", "/tokenize", &[], r#"{"model":"tiny"}"#),
-    ("tok bad json", "POST", "/tokenize", &[], r#"{"model":"#),
-    (
-        "tok no content-type",
-        "POST",
-        "/tokenize",
-        &["content-type: text/plain"],
-        r#"{"prompt":"x"}"#,
-    ),
-    (
-        "tok content-type charset",
-        "POST",
-        "/tokenize",
-        &["content-type: application/json; charset=utf-8"],
-        r#"{"prompt":"a"}"#,
-    ),
-    ("tok GET", "GET", "/tokenize", &[], ""),
-    (
-        "detok",
-        "POST",
-        "/detokenize",
-        &[],
-        r#"{"tokens":[0,72,87,73,86]}"#,
-    ),
-    ("detok oob", "POST", "/detokenize", &[], r#"{"tokens":[999999]}"#),
-    ("detok neg", "POST", "/detokenize", &[], r#"{"tokens":[-1]}"#),
-    ("tokenizer_info", "GET", "/tokenizer_info", &[], ""),
-    ("version", "GET", "/version", &[], ""),
-    ("load", "GET", "/load", &[], ""),
-    ("ping", "GET", "/ping", &[], ""),
-    ("kv_event_sources", "GET", "/kv_event_sources", &[], ""),
-    ("unknown", "GET", "/unknown", &[], ""),
-];
 
 /// Sections that are a status and a content type only.
 const STATUS_ONLY: [&str; 1] = ["noauth metrics head"];
 
-/// Asks every case, and wants each section to have one.
+/// Writes out the lists of numbers that stand as `[from..to]`.
+pub(crate) fn expand(body: &str) -> String {
+    let mut parts = body.split('[');
+    let mut out = parts.next().unwrap().to_owned();
+    for part in parts {
+        let (list, rest) = part.split_once(']').unwrap_or((part, ""));
+        if let Some((from, to)) = list.split_once("..") {
+            let numbers: Vec<u32> = (from.parse().unwrap()..to.parse().unwrap()).collect();
+            out += &serde_json::to_string(&numbers).unwrap();
+            out += rest;
+        } else {
+            out.push('[');
+            out += part;
+        }
+    }
+    out
+}
+
+/// A request of the files under `asked/`.
+#[derive(Debug)]
+struct Asked {
+    title: &'static str,
+    method: &'static str,
+    path: &'static str,
+    headers: Vec<&'static str>,
+    body: String,
+}
+
+impl Asked {
+    fn read(text: &'static str) -> Vec<Self> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| {
+                let mut fields = line.splitn(4, " |").map(str::trim);
+                let title = fields.next().unwrap();
+                let (method, path) = fields.next().unwrap().split_once(' ').unwrap();
+                let headers = fields
+                    .next()
+                    .unwrap()
+                    .split(" & ")
+                    .filter(|header| !header.is_empty())
+                    .collect();
+                Self {
+                    title,
+                    method,
+                    path,
+                    headers,
+                    body: expand(fields.next().unwrap_or_default()),
+                }
+            })
+            .collect()
+    }
+
+    async fn send(&self, address: SocketAddr) -> Reply {
+        client::send(address, self.method, self.path, &self.headers, &self.body).await
+    }
+}
+
+/// Sends what was asked and compares, and wants a request for each section but `rest`.
 pub(crate) async fn check(
     address: SocketAddr,
     recorded: &'static str,
-    cases: &[Case],
+    asked: &'static str,
     keys: &[&str],
     rest: &[&str],
 ) {
-    let sections = sections(recorded);
+    let (sections, asked) = (sections(recorded), Asked::read(asked));
     for section in &sections {
-        let known = cases.iter().any(|case| case.0 == section.title) || rest.contains(&section.title);
+        let known = asked.iter().any(|asked| asked.title == section.title) || rest.contains(&section.title);
         assert!(known, "nothing asks for {:?}", section.title);
     }
-    for (title, method, path, headers, body) in cases {
+    for asked in asked {
         let section = sections
             .iter()
-            .find(|section| section.title == *title)
-            .expect(title);
-        compare(
-            section,
-            &client::send(address, method, path, headers, body).await,
-            keys,
-        );
+            .find(|section| section.title == asked.title)
+            .expect(asked.title);
+        compare(section, &asked.send(address).await, keys);
     }
 }
 
@@ -373,31 +191,33 @@ const VARYING: [&str; 4] = ["chatcmpl-", "cmpl-", "modelperm-", "\"created\":"];
 #[tokio::test]
 async fn the_engine_answers_as_recorded() {
     let engine = engine();
-    check(engine.address(), OPENAI, OPENAI_CASES, &VARYING, &[]).await;
-    check(engine.address(), TOKENIZE, TOKENIZE_CASES, &VARYING, &STATUS_ONLY).await;
+    check(engine.address(), OPENAI, OPENAI_ASKED, &VARYING, &[]).await;
+    check(engine.address(), TOKENIZE, TOKENIZE_ASKED, &VARYING, &STATUS_ONLY).await;
 }
 
 #[tokio::test]
 async fn a_request_id_becomes_part_of_the_answers_id() {
     let engine = engine();
-    for (title, method, path, headers, body) in &OPENAI_CASES[..2] {
+    for asked in Asked::read(OPENAI_ASKED)
+        .into_iter()
+        .filter(|asked| asked.headers.len() == 2)
+    {
         let section = sections(OPENAI)
             .into_iter()
-            .find(|section| section.title == *title)
+            .find(|section| section.title == asked.title)
             .unwrap();
-        compare(
-            &section,
-            &client::send(engine.address(), method, path, headers, body).await,
-            &["\"created\":"],
-        );
+        compare(&section, &asked.send(engine.address()).await, &["\"created\":"]);
     }
 }
 
 #[tokio::test]
 async fn every_event_is_a_chunk_of_its_own() {
     let engine = engine();
-    let (_, method, path, headers, body) = OPENAI_CASES[2];
-    let reply = client::send(engine.address(), method, path, headers, body).await;
+    let asked = Asked::read(OPENAI_ASKED)
+        .into_iter()
+        .find(|asked| asked.title == "chat stream usage")
+        .unwrap();
+    let reply = asked.send(engine.address()).await;
     assert_eq!(reply.chunks.len(), 6);
     assert!(
         reply

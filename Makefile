@@ -1,0 +1,44 @@
+# Every command that a reader or continuous integration runs. `make demo` and `make test` are the two to know.
+#
+# What a bare Debian machine with a Rust toolchain lacks (cmake, a C compiler, Python's venv) is installed first: by apt
+# where possible, else for this folder only.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench tools
+
+TOOLS := $(CURDIR)/.venv-tools
+OPENAI := .venv-openai
+export PATH := $(TOOLS)/bin:$(PATH)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: tools ## run the gateway before an embedded fleet, and show what it does
+	cargo run -- demo
+
+test: tools $(OPENAI)/ready ## run all tests
+	cargo test --workspace
+
+check: tools ## format, lints, documentation, shipped configurations
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+	cargo build --quiet
+	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
+	HEAVY_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
+
+bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the same mock engines (about 6 minutes)
+	@.ci/install nginx
+	cargo build --release --workspace
+	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
+	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+tools:
+	@.ci/install build
+
+$(OPENAI)/ready: tests/python/requirements.txt
+	@.ci/install python
+	python3 -m venv $(OPENAI)
+	$(OPENAI)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@

@@ -1,0 +1,142 @@
+//! The command line of `kvway-bench`. Read by `main`; it decides nothing.
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use http::Uri;
+
+use crate::contestant::Contestant;
+
+/// Measures what a proxy in front of LLM engines costs.
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Load one target and print what it answered with.
+    Run(Run),
+    /// Measure several proxies in turn against the same two mock engines.
+    CompareProxies(Compare),
+}
+
+/// Every connection sends its next request when the answer to the last one is complete.
+#[derive(Args)]
+pub(crate) struct Run {
+    /// Where to send requests; without a path to `/v1/chat/completions`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) target: Uri,
+    /// Connections, each with one request at a time.
+    #[arg(long, default_value = "16")]
+    pub(crate) connections: NonZeroUsize,
+    /// How long to measure.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration, conflicts_with = "requests")]
+    pub(crate) duration: Duration,
+    /// Send load for this long before measuring.
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration, conflicts_with = "requests")]
+    pub(crate) warm_up: Duration,
+    /// Measure this many requests instead of a time.
+    #[arg(long)]
+    pub(crate) requests: Option<u64>,
+    /// Size of a request body, exactly.
+    #[arg(long, default_value = "16KiB")]
+    pub(crate) body_bytes: ByteSize,
+    /// How many different bodies are sent in turn.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) distinct: usize,
+    /// Ask for event streams.
+    #[arg(long)]
+    pub(crate) stream: bool,
+    /// Model name in the requests.
+    #[arg(long, default_value = "tiny")]
+    pub(crate) model: String,
+    /// Seed of the bodies.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How long one request may take.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Account CPU time of this process and all below it.
+    #[arg(long)]
+    pub(crate) pid: Option<i32>,
+    /// Also write the result to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// One core is the proxies', one is shared by the load and the engines.
+#[derive(Args)]
+pub(crate) struct Compare {
+    /// Write the result to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Under two minutes: 3 rounds of 1 s.
+    #[arg(long, conflicts_with_all = ["rounds", "duration"])]
+    pub(crate) quick: bool,
+    /// What to compare.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["direct", "nginx", "bare-pingora", "kvway"])]
+    pub(crate) targets: Vec<Contestant>,
+    /// Counted rounds; one more comes first to warm up.
+    #[arg(long, default_value = "5")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Length of one window.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Duration,
+    /// Sizes of the request bodies.
+    #[arg(long, value_delimiter = ',', default_values = ["1KiB", "16KiB", "128KiB"])]
+    pub(crate) body_bytes: Vec<ByteSize>,
+    /// Connections, each with one request at a time.
+    #[arg(long, default_value = "16")]
+    pub(crate) connections: NonZeroUsize,
+    /// How many different bodies of each size are sent in turn.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) distinct: usize,
+    /// Events of one stream.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) sse_events: u32,
+    /// Time between two events of a stream.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) sse_gap_ms: u32,
+    /// Seed of the bodies.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Core of the proxies; by default the first that may be used.
+    #[arg(long)]
+    pub(crate) proxy_core: Option<usize>,
+    /// Core of the load and the engines; by default the second that may be used.
+    #[arg(long)]
+    pub(crate) load_core: Option<usize>,
+    /// Kept with the result: the revision of kvway.
+    #[arg(long, default_value = "unknown")]
+    pub(crate) revision: String,
+    /// Kept with the result: when it was measured.
+    #[arg(long, default_value = "unknown")]
+    pub(crate) date: String,
+    /// Directory of mock-vllm, bare-pingora and kvway; by default that of this program.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) programs: Option<PathBuf>,
+    /// The mock engine, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mock_vllm: Option<PathBuf>,
+    /// kvway, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kvway: Option<PathBuf>,
+    /// nginx, if it is neither in the search path nor in /usr/sbin.
+    #[arg(long, value_name = "FILE", default_value = "nginx")]
+    pub(crate) nginx: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Arguments::command().debug_assert();
+    }
+}

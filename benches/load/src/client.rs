@@ -1,0 +1,183 @@
+//! One keep-alive connection that sends a request, waits for the whole answer and starts again.
+//!
+//! Started by `window`, one task each. The requests are bytes made beforehand and the answers are scanned where they
+//! arrive: the generator shares its core with the engines, so it does as little as it can per request.
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{net::TcpStream, time, time::Instant};
+
+use crate::answer::{Answer, Malformed};
+use crate::measurement::{Failure, Recorder};
+
+const READ_BYTES: usize = 32 * 1024;
+/// After a failure, so that a target that refuses everything does not turn the loop into a busy one.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(20);
+
+/// What the connections of a window send.
+pub(crate) struct Requests {
+    pub(crate) bytes: Vec<Vec<u8>>,
+    pub(crate) stream: bool,
+    pub(crate) timeout: Duration,
+}
+
+/// A connection to one address; opened when it is needed.
+pub(crate) struct Connection {
+    address: SocketAddr,
+    socket: Option<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn to(address: SocketAddr) -> Self {
+        Self {
+            address,
+            socket: None,
+            buffer: vec![0; READ_BYTES],
+        }
+    }
+
+    /// Sends requests until the recorder has no more turns.
+    pub(crate) async fn drive(mut self, requests: Rc<Requests>, recorder: Rc<Recorder>) {
+        while let Some(turn) = recorder.take_turn() {
+            if let Err(failure) = self.request(&requests, turn, &recorder).await {
+                recorder.failed(&failure);
+                time::sleep(PAUSE_AFTER_FAILURE).await;
+            }
+        }
+    }
+
+    /// One request; a failure closes the connection.
+    pub(crate) async fn request(
+        &mut self,
+        requests: &Requests,
+        turn: usize,
+        recorder: &Recorder,
+    ) -> Result<(), Failure> {
+        let bytes = requests
+            .bytes
+            .get(turn % requests.bytes.len().max(1))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let exchange = self.exchange(bytes, requests.stream, recorder);
+        let timed = time::timeout(requests.timeout, exchange).await;
+        let result = timed.unwrap_or(Err(Failure::Timeout(requests.timeout)));
+        if result.is_err() {
+            self.socket.take();
+        }
+        result
+    }
+
+    async fn exchange(&mut self, request: &[u8], stream: bool, recorder: &Recorder) -> Result<(), Failure> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect(self.address).await.map_err(Failure::Connect)?,
+        };
+        let socket = self.socket.insert(socket);
+        let sent = Instant::now();
+        socket.write_all(request).await?;
+        let mut answer = Answer::new();
+        let (mut pending, mut events, mut last) = (0, 0, sent);
+        while !answer.is_complete() {
+            let free = self.buffer.get_mut(pending..).unwrap_or_default();
+            if free.is_empty() {
+                return Err(Malformed::TOO_LONG.into());
+            }
+            let filled = match socket.read(free).await? {
+                0 => return Err(Failure::Closed),
+                read => pending + read,
+            };
+            let used = answer.feed(self.buffer.get(..filled).unwrap_or_default())?;
+            self.buffer.copy_within(used..filled, 0);
+            pending = filled - used;
+            if stream && answer.events() > events {
+                let now = Instant::now();
+                recorder.events(answer.events() - events, now - last, events == 0);
+                (events, last) = (answer.events(), now);
+            }
+        }
+        let latency = sent.elapsed();
+        if answer.closes() {
+            self.socket.take();
+        }
+        let whole = if stream {
+            answer.ends_stream()
+        } else {
+            answer.ends_object()
+        };
+        match answer.status() {
+            200 if whole && pending == 0 => recorder.answered(latency),
+            200 => return Err(Failure::Incomplete),
+            status => return Err(Failure::Status(status)),
+        }
+        Ok(())
+    }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::measurement::{Quota, Summary};
+
+    /// Sends `turns` requests to a server that gives one of `answers` to each, and closes after the last.
+    async fn meet(answers: &[&'static str], turns: u64, stream: bool) -> Summary {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connection = Connection::to(listener.local_addr().unwrap());
+        let requests = Requests {
+            bytes: vec![b"ping".to_vec()],
+            stream,
+            timeout: Duration::from_secs(30),
+        };
+        let recorder = Rc::new(Recorder::new(Quota::Requests(turns)).unwrap());
+        recorder.open();
+        let server = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            drop(listener);
+            for answer in answers {
+                let mut request = [0; 4];
+                socket.read_exact(&mut request).await.unwrap();
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        tokio::join!(connection.drive(Rc::new(requests), Rc::clone(&recorder)), server);
+        recorder.summary(Duration::from_secs(1), None, false)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_and_its_loss_is_counted() {
+        let object = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        let summary = meet(
+            &[object, object, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"],
+            4,
+            false,
+        )
+        .await;
+        assert_eq!(summary.requests, 2);
+        assert_eq!(summary.errors.get("closed"), Some(&1));
+        assert_eq!(summary.errors.get("connect"), Some(&1));
+    }
+
+    #[tokio::test]
+    async fn a_status_other_than_200_is_an_error() {
+        let summary = meet(&["HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\n{}"], 1, false).await;
+        assert_eq!((summary.requests, summary.errors.get("status")), (0, Some(&1)));
+        assert_eq!(summary.first_error.as_deref(), Some("status 503"));
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_to_end_with_done() {
+        let whole = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1b\r\ndata: {\"b\"}\n\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+        let cut = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc\r\ndata: {\"b\"}\n\r\n0\r\n\r\n";
+        let summary = meet(&[whole, cut], 2, true).await;
+        assert_eq!((summary.requests, summary.events), (1, 2));
+        assert_eq!(summary.errors.get("incomplete"), Some(&1));
+    }
+}

@@ -1,0 +1,209 @@
+//! CPU time of a running process and all that it started, and who else used a core.
+//!
+//! Read by `window` at both ends of a measurement. It asks for the process clock, which counts in nanoseconds and
+//! includes threads that have ended; work that the kernel does for a process outside of it is not in that clock.
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::{time, unistd::Pid};
+use serde::Serialize;
+
+use crate::measurement::real;
+
+/// Clock ticks per second in /proc; part of the kernel's interface.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// The CPU clocks of one process tree, and perhaps of the core that it runs on.
+pub(crate) struct CpuMeter {
+    pids: Vec<i32>,
+    core: Option<usize>,
+}
+
+/// CPU time: until now, or between two readings.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    /// By the process tree.
+    pub(crate) own: Duration,
+    /// By everybody on its core.
+    pub(crate) core: Option<Duration>,
+}
+
+impl Spent {
+    pub(crate) fn since(self, before: Self) -> Self {
+        let core = self
+            .core
+            .zip(before.core)
+            .map(|(now, before)| now.saturating_sub(before));
+        Self {
+            own: self.own.saturating_sub(before.own),
+            core,
+        }
+    }
+}
+
+impl CpuMeter {
+    /// The tree below `root` as it is now; processes started later are not seen.
+    pub(crate) fn of_tree(root: i32) -> Result<Self> {
+        let mut parents = Vec::new();
+        for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+            // A process may end while we look: then it has no line.
+            let line = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            parents.extend(parent(&line));
+        }
+        ensure!(
+            parents.iter().any(|(pid, _)| *pid == root),
+            "there is no process {root}"
+        );
+        Ok(Self {
+            pids: tree(root, &parents),
+            core: None,
+        })
+    }
+
+    /// Also measures what others do on `core`.
+    pub(crate) fn watching(self, core: usize) -> Self {
+        Self {
+            core: Some(core),
+            ..self
+        }
+    }
+
+    /// CPU time spent so far.
+    pub(crate) fn read(&self) -> Result<Spent> {
+        let mut own = Duration::ZERO;
+        for pid in &self.pids {
+            let clock = time::clock_getcpuclockid(Pid::from_raw(*pid));
+            let spent = clock
+                .and_then(time::clock_gettime)
+                .with_context(|| format!("process {pid} has ended"))?;
+            own += Duration::from(spent);
+        }
+        Ok(Spent {
+            own,
+            core: self.core.map(core_busy).transpose()?,
+        })
+    }
+}
+
+/// CPU time of a proxy, per unit of its work.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct CpuUse {
+    pub(crate) seconds: f64,
+    /// 1 = one core was busy all the time.
+    pub(crate) cores: f64,
+    pub(crate) us_per_request: Option<f64>,
+    pub(crate) us_per_event: Option<f64>,
+    /// What others used of the core meanwhile; 0.01 = one percent of the time.
+    pub(crate) foreign_cores: Option<f64>,
+}
+
+impl CpuUse {
+    pub(crate) fn of(spent: Spent, elapsed: Duration, requests: u64, events: u64) -> Self {
+        let (own, elapsed) = (spent.own.as_secs_f64(), elapsed.as_secs_f64());
+        let per = |count: u64| (count > 0).then(|| own * 1e6 / real(count));
+        Self {
+            seconds: own,
+            cores: own / elapsed,
+            us_per_request: per(requests),
+            us_per_event: per(events),
+            foreign_cores: spent
+                .core
+                .map(|core| (core.as_secs_f64() - own).max(0.0) / elapsed),
+        }
+    }
+}
+
+/// Time during which `core` was not idle, whoever used it; counts what a hypervisor took away.
+fn core_busy(core: usize) -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    busy(&text, core).with_context(|| format!("core {core} is not in /proc/stat"))
+}
+
+fn busy(stat: &str, core: usize) -> Option<Duration> {
+    let name = format!("cpu{core}");
+    let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
+    // user nice system idle iowait irq softirq steal; guest time is part of user.
+    let fields: Vec<u64> = line
+        .split(' ')
+        .skip(1)
+        .take(8)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let idle: u64 = fields.get(3..5)?.iter().sum();
+    let ticks = fields.iter().sum::<u64>() - idle;
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Process and parent of one line of /proc/PID/stat; the command between them may hold anything.
+fn parent(line: &str) -> Option<(i32, i32)> {
+    let (pid, rest) = line.split_once(" (")?;
+    let (_, fields) = rest.rsplit_once(") ")?;
+    Some((pid.parse().ok()?, fields.split(' ').nth(1)?.parse().ok()?))
+}
+
+fn tree(root: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    while let Some(&parent) = pids.get(next) {
+        pids.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_may_hold_spaces_and_parentheses() {
+        assert_eq!(parent("42 (nginx: (w) 7 R) S 41 42 42 0 -1"), Some((42, 41)));
+        assert_eq!(parent("42 (nginx) S"), None);
+        assert_eq!(parent(""), None);
+    }
+
+    #[test]
+    fn a_tree_holds_grandchildren_and_no_strangers() {
+        assert_eq!(
+            tree(10, &[(10, 1), (12, 11), (11, 10), (13, 1), (14, 13)]),
+            [10, 11, 12]
+        );
+    }
+
+    #[test]
+    fn idle_and_waiting_time_is_not_busy() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 1000 500 4 5 6 0 0\ncpu1 0 0 0 7 0 0 0 0 0 0\ncpu10 1 0 0 0 0 0 0 0 0 0\n";
+        assert_eq!(busy(stat, 0), Some(Duration::from_millis(210)));
+        assert_eq!(busy(stat, 1), Some(Duration::ZERO));
+        assert_eq!(busy(stat, 2), None);
+    }
+
+    #[test]
+    fn the_clock_of_this_process_advances_with_work() {
+        let meter = CpuMeter::of_tree(Pid::this().as_raw()).unwrap();
+        let before = meter.read().unwrap();
+        let work: u64 = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
+        assert!(meter.read().unwrap().own > before.own, "{work}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_named() {
+        assert!(CpuMeter::of_tree(i32::MAX).is_err_and(|error| error.to_string().contains("2147483647")));
+    }
+
+    #[test]
+    fn cpu_is_shared_out_over_the_work() {
+        let cpu = {
+            let (own, core) = (Duration::from_millis(500), Some(Duration::from_millis(600)));
+            CpuUse::of(Spent { own, core }, Duration::from_secs(1), 10_000, 0)
+        };
+        assert!((cpu.foreign_cores.unwrap() - 0.1).abs() < 1e-9);
+        assert!((cpu.us_per_request.unwrap() - 50.0).abs() < 1e-9 && (cpu.cores - 0.5).abs() < 1e-9);
+        assert!(cpu.us_per_event.is_none());
+    }
+}

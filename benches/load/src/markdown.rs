@@ -1,0 +1,195 @@
+//! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main`.
+use std::fmt::{Display, Error, Write};
+
+use crate::measurement::Summary;
+use crate::report::{Case, Figure, Report};
+use crate::spread::Spread;
+
+/// Above this share of other work on the proxy's core, latencies say little and even CPU times rise.
+const FOREIGN_PERCENT_MAX: f64 = 5.0;
+
+/// The tables of a comparison, with what is needed to read them.
+pub(crate) fn report(report: &Report) -> Result<String, Error> {
+    let mut text = String::new();
+    let (machine, settings) = (&report.machine, &report.settings);
+    writeln!(text, "# Cost of a proxy\n")?;
+    writeln!(
+        text,
+        "Revision {}, {}; {}, {} cores, Linux {}; proxy on core {}, load and engines on core {}.",
+        report.revision,
+        report.date,
+        machine.cpu_model,
+        machine.cores,
+        machine.kernel,
+        settings.proxy_core,
+        settings.load_core
+    )?;
+    writeln!(
+        text,
+        "{} interleaved rounds of {} s, {} connections, two mock engines, seed {}. \
+         Medians of the rounds, with the least and the most in brackets.",
+        settings.rounds, settings.seconds, settings.connections, settings.seed
+    )?;
+    let versions: Vec<&str> = report.versions.values().map(String::as_str).collect();
+    writeln!(text, "Versions: {}.", versions.join(", "))?;
+    for line in &report.skipped {
+        writeln!(text, "Skipped: {line}.")?;
+    }
+    for case in &report.cases {
+        measured(&mut text, case)?;
+        ratios(&mut text, case)?;
+    }
+    foreign(&mut text, report)?;
+    Ok(text)
+}
+
+fn measured(text: &mut String, case: &Case) -> Result<(), Error> {
+    writeln!(text, "\n## {}\n", case.name)?;
+    head(
+        text,
+        "target",
+        case.figures().iter().map(|figure| figure.title).chain(["errors"]),
+    )?;
+    for entry in &case.targets {
+        write!(text, "| {} |", entry.target)?;
+        for figure in case.figures() {
+            let ranged = figure.key.starts_with("cpu");
+            cell(text, entry.figures.get(figure.key), figure.decimals, ranged)?;
+        }
+        let errors: u64 = entry.rounds.iter().map(Summary::errors_total).sum();
+        writeln!(text, " {errors} |")?;
+    }
+    for entry in &case.targets {
+        if let Some(error) = entry.rounds.iter().find_map(|round| round.first_error.as_ref()) {
+            writeln!(text, "\nFirst error with {}: {error}.", entry.target)?;
+        }
+    }
+    Ok(())
+}
+
+fn ratios(text: &mut String, case: &Case) -> Result<(), Error> {
+    if case.ratios.is_empty() {
+        return Ok(());
+    }
+    writeln!(text)?;
+    head(text, "ratio", case.compared().map(Figure::ratio_title))?;
+    for ratio in &case.ratios {
+        write!(text, "| {} / {} |", ratio.of, ratio.to)?;
+        for figure in case.compared() {
+            cell(text, ratio.figures.get(figure.key), 2, true)?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
+    let rounds = report
+        .cases
+        .iter()
+        .flat_map(|case| &case.targets)
+        .flat_map(|entry| &entry.rounds);
+    let percent = rounds.filter_map(|round| Some(round.cpu.as_ref()?.foreign_cores? * 100.0));
+    let Some(Spread { median, max, .. }) = Spread::of(percent) else {
+        return Ok(());
+    };
+    write!(
+        text,
+        "\nOther work on the proxy's core: {median:.1} % of the time, at most {max:.1} % in one window."
+    )?;
+    if max > FOREIGN_PERCENT_MAX {
+        write!(
+            text,
+            " The core was not the proxy's alone: measure again on a quiet machine."
+        )?;
+    }
+    writeln!(text)
+}
+
+fn head(text: &mut String, first: &str, titles: impl Iterator<Item = impl Display>) -> Result<(), Error> {
+    write!(text, "| {first} |")?;
+    let mut columns = 0;
+    for title in titles {
+        write!(text, " {title} |")?;
+        columns += 1;
+    }
+    writeln!(text, "\n|---|{}", "---:|".repeat(columns))
+}
+
+fn cell(text: &mut String, spread: Option<&Spread>, decimals: usize, ranged: bool) -> Result<(), Error> {
+    match spread {
+        None => write!(text, " – |"),
+        Some(Spread { median, min, max }) if ranged => {
+            write!(text, " {median:.decimals$} ({min:.decimals$}–{max:.decimals$}) |")
+        }
+        Some(Spread { median, .. }) => write!(text, " {median:.decimals$} |"),
+    }
+}
+
+/// What one run measured.
+pub(crate) fn summary(target: &str, summary: &Summary) -> Result<String, Error> {
+    let mut text = String::new();
+    writeln!(
+        text,
+        "{target}: {} requests in {:.2} s",
+        summary.requests, summary.seconds
+    )?;
+    if summary.interrupted {
+        writeln!(text, "interrupted: this is what was measured until then")?;
+    }
+    writeln!(text)?;
+    head(&mut text, "µs", ["mean", "p50", "p90", "p99", "max"].into_iter())?;
+    for (name, quantiles) in [
+        ("latency", &summary.latency),
+        ("first event", &summary.ttft),
+        ("gap", &summary.gap),
+    ] {
+        let Some(q) = quantiles else { continue };
+        let (mean, p50, p90, p99, max) = (q.mean_us, q.p50_us, q.p90_us, q.p99_us, q.max_us);
+        writeln!(
+            text,
+            "| {name} | {mean:.0} | {p50:.0} | {p90:.0} | {p99:.0} | {max:.0} |"
+        )?;
+    }
+    writeln!(text, "\nrequests/s: {:.1}", summary.requests_per_second)?;
+    if summary.events > 0 {
+        writeln!(text, "events/s: {:.1}", summary.events_per_second)?;
+    }
+    if let Some(cpu) = &summary.cpu {
+        write!(text, "CPU: {:.3} cores", cpu.cores)?;
+        for (us, unit) in [(cpu.us_per_request, "request"), (cpu.us_per_event, "event")] {
+            us.map_or(Ok(()), |us| write!(text, ", {us:.2} µs/{unit}"))?;
+        }
+        writeln!(text)?;
+    }
+    writeln!(text, "errors: {}", summary.errors_total())?;
+    for (kind, count) in &summary.errors {
+        writeln!(text, "  {kind}: {count}")?;
+    }
+    if let Some(error) = &summary.first_error {
+        writeln!(text, "  the first: {error}")?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report as example;
+
+    #[test]
+    fn the_table_holds_medians_ranges_ratios_and_errors() {
+        let text = report(&example()).unwrap();
+        for expected in [
+            "| nginx | 25.0 (20.0–30.0) | 250 | 250 | 250 | 1000 | 0.03 | 3 |",
+            "| kvway | 45.0 (40.0–75.0) |",
+            "| ratio | CPU/request | p50 | p90 | p99 | requests/s |",
+            "| kvway / nginx | 2.00 (1.50–3.00) |",
+            "Skipped: bare Pingora is not installed.",
+            "First error with nginx: connection closed before the answer was complete.",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+        assert!(!text.contains("/ bare Pingora"));
+    }
+}

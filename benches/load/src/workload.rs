@@ -1,0 +1,233 @@
+//! Chat requests of an exact size, made from a seed.
+//!
+//! Called once before a measurement; pure. Bounded by the number of distinct bodies times their size. It does not
+//! model a conversation: bodies are unlike each other apart from a few system prompts that they share.
+use anyhow::{Result, ensure};
+use http::uri::{Authority, PathAndQuery};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde::Serialize;
+
+/// The smallest body that holds the fixed fields, a system prompt and a question.
+pub(crate) const BODY_BYTES_MIN: usize = 512;
+
+const MAX_TOKENS: u32 = 64;
+/// A turn is followed by another while at least this much is left, so that the last one fits any remainder.
+const TURN_BYTES_MAX: usize = 1024;
+
+const SYSTEM_PROMPTS: [&str; 4] = [
+    "You are a careful assistant.\nAnswer in \"plain\" words and show your work.",
+    "You review code.\n\t- name the file and the line\n\t- say why, not only what",
+    "Vous êtes un traducteur. Répondez « brièvement ».\r\nKeep numbers and C:\\paths as they are.",
+    "You answer questions about the text below. If it does not say, answer \"I do not know\". 谢谢",
+];
+
+const WORDS: [&str; 48] = [
+    "the", "of", "and", "cache", "engine", "token", "prefix", "block", "river", "window", "green", "seven",
+    "because", "request", "without", "measure", "answer", "letter", "garden", "between", "morning", "copper",
+    "paper", "number", "system", "around", "winter", "simple", "follow", "thought", "island", "market",
+    "naïve", "Zürich", "42", "3.14", "\"so\"", "it's", "up\ndown", "a\tb", "c:\\x", "a/b", "fn(x)", "{key}",
+    "東京", "🙂", "e.g.", "end.",
+];
+
+/// What the bodies look like.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Workload {
+    pub(crate) model: String,
+    pub(crate) body_bytes: usize,
+    pub(crate) distinct: usize,
+    pub(crate) stream: bool,
+    pub(crate) seed: u64,
+}
+
+#[derive(Serialize)]
+struct Chat<'a> {
+    model: &'a str,
+    messages: Vec<Message>,
+    max_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+}
+
+impl Workload {
+    /// Every body, in the order in which they are sent.
+    pub(crate) fn bodies(&self) -> Result<Vec<Vec<u8>>> {
+        ensure!(self.distinct > 0, "at least one distinct body is needed");
+        ensure!(
+            self.body_bytes >= BODY_BYTES_MIN,
+            "a body of {} bytes is too small for a chat request: at least {BODY_BYTES_MIN}",
+            self.body_bytes
+        );
+        let mut random = StdRng::seed_from_u64(self.seed);
+        (0..self.distinct).map(|_| self.body(&mut random)).collect()
+    }
+
+    /// Every request as the bytes that go onto the wire, head and body.
+    pub(crate) fn requests(&self, authority: &Authority, path: &PathAndQuery) -> Result<Vec<Vec<u8>>> {
+        let bodies = self.bodies()?;
+        Ok(bodies
+            .into_iter()
+            .map(|body| request(authority, path, &body))
+            .collect())
+    }
+
+    fn body(&self, random: &mut StdRng) -> Result<Vec<u8>> {
+        let mut chat = Chat {
+            model: &self.model,
+            messages: Vec::new(),
+            max_tokens: MAX_TOKENS,
+            stream: self.stream.then_some(true),
+        };
+        let system = SYSTEM_PROMPTS.choose(random).copied().unwrap_or_default();
+        chat.messages.push(Message {
+            role: "system",
+            content: system.to_owned(),
+        });
+        let mut used = serde_json::to_vec(&chat)?.len();
+        for role in ["user", "assistant"].into_iter().cycle() {
+            let left = self.body_bytes - used;
+            let last = left < 2 * TURN_BYTES_MAX && role == "user";
+            let content = if last { String::new() } else { turn(random) };
+            let message = Message { role, content };
+            used += serde_json::to_vec(&message)?.len() + 1;
+            chat.messages.push(message);
+            if last {
+                break;
+            }
+        }
+        if let Some(question) = chat.messages.last_mut() {
+            question.content = filler(random, self.body_bytes - used);
+        }
+        Ok(serde_json::to_vec(&chat)?)
+    }
+}
+
+/// A few sentences with what JSON has to escape; encoded it stays under half of `TURN_BYTES_MAX`.
+fn turn(random: &mut StdRng) -> String {
+    let words = random.random_range(10..40);
+    let text: Vec<&str> = (0..words).filter_map(|_| WORDS.choose(random).copied()).collect();
+    text.join(" ")
+}
+
+/// Exactly `bytes` bytes that JSON does not escape.
+fn filler(random: &mut StdRng, bytes: usize) -> String {
+    let mut text = String::with_capacity(bytes + 16);
+    while text.len() < bytes {
+        let word = WORDS.choose(random).copied().unwrap_or_default();
+        text.extend(
+            word.chars()
+                .filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\')),
+        );
+        text.push(' ');
+    }
+    text.truncate(bytes);
+    text
+}
+
+fn request(authority: &Authority, path: &PathAndQuery, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: kvway-bench\r\naccept: */*\r\n\
+         authorization: Bearer bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn workload(body_bytes: usize) -> Workload {
+        Workload {
+            model: "tiny".to_owned(),
+            body_bytes,
+            distinct: 20,
+            stream: false,
+            seed: 7,
+        }
+    }
+
+    #[test]
+    fn bodies_have_the_exact_size_and_are_json() {
+        for body_bytes in [
+            BODY_BYTES_MIN,
+            1000,
+            1024,
+            2047,
+            2560,
+            2561,
+            16 * 1024,
+            128 * 1024,
+        ] {
+            for body in workload(body_bytes).bodies().unwrap() {
+                assert_eq!(body.len(), body_bytes);
+                let chat: Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(chat["model"], "tiny");
+                assert_eq!(chat["messages"][0]["role"], "system");
+                assert!(chat.get("stream").is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_word_is_the_users() {
+        let body = workload(16 * 1024).bodies().unwrap().remove(0);
+        let chat: Value = serde_json::from_slice(&body).unwrap();
+        let last = chat["messages"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!(last["role"], "user");
+        assert!(last["content"].as_str().unwrap().len() > 100);
+    }
+
+    #[test]
+    fn the_seed_decides_the_bodies() {
+        let same = workload(4096).bodies().unwrap();
+        assert_eq!(workload(4096).bodies().unwrap(), same);
+        let other = Workload {
+            seed: 8,
+            ..workload(4096)
+        };
+        assert_ne!(other.bodies().unwrap(), same);
+    }
+
+    #[test]
+    fn bodies_are_distinct_and_hold_escapes() {
+        let bodies = workload(4096).bodies().unwrap();
+        assert_eq!(bodies.iter().collect::<HashSet<_>>().len(), 20);
+        assert!(bodies.iter().all(|body| body.contains(&b'\\')));
+    }
+
+    #[test]
+    fn a_stream_asks_for_a_stream() {
+        let streaming = Workload {
+            stream: true,
+            ..workload(1024)
+        };
+        let body = streaming.bodies().unwrap().remove(0);
+        assert_eq!(body.len(), 1024);
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["stream"], true);
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_a_chat_is_refused() {
+        assert!(workload(BODY_BYTES_MIN - 1).bodies().is_err());
+        assert!(
+            Workload {
+                distinct: 0,
+                ..workload(1024)
+            }
+            .bodies()
+            .is_err()
+        );
+    }
+}
