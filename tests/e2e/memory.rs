@@ -13,7 +13,7 @@ const GROWTH_MAX_KIB: u64 = 64 * 1024;
 
 const CONNECTIONS: usize = 500;
 /// Most of it is the state of a request in Pingora, which a connection keeps between two requests.
-const CONNECTION_MAX_KIB: u64 = 64;
+const CONNECTION_MAX_KIB: u64 = 80;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_do_not_hold_on_to_their_prompts() {
