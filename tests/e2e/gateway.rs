@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -282,6 +282,7 @@ impl Gateway {
 }
 
 impl Drop for Gateway {
+    #[expect(clippy::print_stderr, reason = "shown with a test that has failed")]
     fn drop(&mut self) {
         // It may have ended by itself.
         let _killed = self.process.kill().is_ok();
@@ -341,7 +342,7 @@ pub(crate) fn configuration(
 }
 
 /// Whether a process listens at this Unix socket.
-fn is_listening(socket: &PathBuf) -> bool {
+fn is_listening(socket: &Path) -> bool {
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
     sockets.lines().any(|line| {
         line.split_ascii_whitespace().nth(3) == Some("00010000") && line.ends_with(&*socket.to_string_lossy())
