@@ -86,6 +86,7 @@ def check_errors_of_the_gateway_look_the_same():
     assert (error.type, error.code) == ("server_error", "no_backend")
     assert error.response.headers["retry-after"], "it tells when to come back"
     assert error.request_id
+    assert error.response.headers["connection"] == "close", "the gateway closes it, so the client must not use it again"
     error = raised(openai.InternalServerError, extra_headers=fault("garbage"))
     assert (error.status_code, error.code) == (502, "backend_failed")
 
