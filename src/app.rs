@@ -16,15 +16,17 @@ use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::state::budget::Budget;
 use crate::state::fleet::Fleet;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::models::ModelList;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::ListenerConfig;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
@@ -44,6 +46,9 @@ use std::time::Duration;
 /// arrive without a round trip per 64 KiB.
 const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Read ahead of a client, for as long as it is connected: enough for TLS and HTTP/2, while HTTP/1 does without. Pingora's
+/// own 64 KiB would be most of what a connection at rest costs.
+const DOWNSTREAM_READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Connections to backends that are kept for reuse.
 const UPSTREAM_POOL_CONNECTIONS: usize = 512;
 /// Added to the grace period before Pingora's own, harder end, which the process does not wait for.
@@ -66,6 +71,9 @@ pub enum AppError {
     /// A listener's certificates cannot be used.
     #[error("listeners: tls: {0}")]
     Tls(String),
+    /// A successor cannot wait at the upgrade socket.
+    #[error("server.upgrade_socket: {0}")]
+    UpgradeSocket(#[source] std::io::Error),
     /// A listener's address cannot be taken.
     #[error("{key}: {address}: {source}")]
     Address {
@@ -76,6 +84,11 @@ pub enum AppError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// There is nobody to take listeners over from.
+    #[error(
+        "--upgrade: nothing listens at a configured address, so nothing can be taken over: start without it"
+    )]
+    NoPredecessor,
     /// The metrics are at odds with each other: a mistake in the program.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -273,15 +286,13 @@ impl App {
     /// # Errors
     /// When something that the configuration names cannot be used; then nothing is bound.
     pub fn run(self: Arc<Self>, upgrade: bool) -> Result<(), AppError> {
-        if !upgrade {
-            self.check_addresses()?;
-        }
-        let server_conf = self.server_conf();
+        self.check_addresses(upgrade)?;
+        self.prepare_upgrades(upgrade)?;
         let opt = Opt {
             upgrade,
             ..Opt::default()
         };
-        let mut server = Server::new_with_opt_and_conf(Some(opt), server_conf);
+        let mut server = Server::new_with_opt_and_conf(Some(opt), self.server_conf());
         server.bootstrap();
         let conf = Arc::clone(&server.configuration);
         let balancers: Vec<ServiceHandle> = self
@@ -312,7 +323,7 @@ impl App {
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listeners = ?self.config.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>(),
-            admin = ?self.config.admin.address,
+            admin = self.config.admin.address.map(tracing::field::display),
             "kvway starts"
         );
         server.run(RunArgs {
@@ -335,8 +346,8 @@ impl App {
         }
     }
 
-    /// Pingora panics where an address is taken; so they are tried before.
-    fn check_addresses(&self) -> Result<(), AppError> {
+    /// Pingora panics where an address is taken, and waits in vain where nobody hands it over; so they are tried before.
+    fn check_addresses(&self, upgrade: bool) -> Result<(), AppError> {
         let listeners = self
             .config
             .listeners
@@ -347,9 +358,25 @@ impl App {
             .admin
             .address
             .map(|address| ("admin.address", address));
-        for (key, address) in listeners.chain(admin) {
-            let error = |source| AppError::Address { key, address, source };
-            drop(std::net::TcpListener::bind(address).map_err(error)?);
+        let mut taken = listeners.chain(admin).filter_map(|(key, address)| {
+            let source = std::net::TcpListener::bind(address).err()?;
+            Some(AppError::Address { key, address, source })
+        });
+        match (upgrade, taken.next()) {
+            (false, Some(error)) => Err(error),
+            (true, None) => Err(AppError::NoPredecessor),
+            (false, None) | (true, Some(_)) => Ok(()),
+        }
+    }
+
+    /// Says in time what a successor would otherwise fail for later, and what one waits for now.
+    fn prepare_upgrades(&self, upgrade: bool) -> Result<(), AppError> {
+        let socket = &self.config.server.upgrade_socket;
+        if upgrade {
+            shutdown::try_upgrade_socket(socket).map_err(AppError::UpgradeSocket)?;
+            tracing::info!(socket = %socket.display(), "waiting for listeners: send SIGQUIT to the running process now");
+        } else if let Err(error) = shutdown::make_upgrade_folder(socket) {
+            tracing::warn!(socket = %socket.display(), %error, "no folder for the upgrade socket: upgrades will not work");
         }
         Ok(())
     }
@@ -357,11 +384,6 @@ impl App {
     /// Pingora's own settings. Built here and not read from a file, since its reader ignores unknown keys.
     fn server_conf(&self) -> ServerConf {
         let server = &self.config.server;
-        if let Some(folder) = server.upgrade_socket.parent().filter(|folder| !folder.exists())
-            && let Err(error) = std::fs::create_dir_all(folder)
-        {
-            tracing::warn!(folder = %folder.display(), %error, "no folder for the upgrade socket: upgrades will not work");
-        }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ServerConf {
             threads: if server.threads == 0 {
@@ -395,11 +417,12 @@ impl App {
             let name = if h2c { "proxy" } else { "proxy without h2c" };
             let mut service = Service::new(name.to_owned(), self.guard(conf, h2c));
             for listener in listeners {
-                let address = listener.address.to_string();
-                match &listener.tls {
-                    None => service.add_tcp(&address),
-                    Some(tls) => service.add_tls_with_settings(&address, None, tls_settings(tls)?),
+                let buffers = L4BufferSettings::default().read(DOWNSTREAM_READ_BUFFER_BYTES);
+                let mut endpoint = ListenerConfig::tcp(listener.address.to_string()).l4_buffer(buffers);
+                if let Some(tls) = &listener.tls {
+                    endpoint = endpoint.tls(tls_settings(tls)?);
                 }
+                service.add_listener(endpoint);
             }
             services.push(service);
         }

@@ -4,8 +4,10 @@ use crate::config::{AccessLog, Level, Log};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-/// What Pingora tells at `info` we tell ourselves; its errors of single requests are in the access log.
-const QUIET: &str = "pingora_core=warn,pingora_proxy=off,h2=warn,hyper=warn,reqwest=warn,rustls=warn";
+/// Unless everything is asked for: errors of single requests are in the access log, and of an upgrade we tell ourselves.
+const TOLD_ELSEWHERE: &str = "pingora_proxy=off,pingora_core::server::transfer_fd=off";
+/// What libraries tell below a warning is for who develops them.
+const LIBRARIES: &str = "pingora_core=warn,h2=warn,hyper=warn,reqwest=warn,rustls=warn";
 
 /// Starts the log. A second call changes nothing.
 pub fn start(log: &Log) {
@@ -16,11 +18,10 @@ pub fn start(log: &Log) {
         Level::Debug => "debug",
         Level::Trace => "trace",
     };
-    let quiet = matches!(log.level, Level::Info | Level::Debug);
-    let filter = if quiet {
-        format!("{level},{QUIET}")
-    } else {
-        level.to_owned()
+    let filter = match log.level {
+        Level::Error | Level::Warn => format!("{level},{TOLD_ELSEWHERE}"),
+        Level::Info | Level::Debug => format!("{level},{LIBRARIES},{TOLD_ELSEWHERE}"),
+        Level::Trace => level.to_owned(),
     };
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()

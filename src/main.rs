@@ -13,6 +13,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Long prompts come and go: this allocator gives their memory back to the system, the usual one keeps much of it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 

@@ -14,8 +14,11 @@ use crate::state::lifecycle::{Lifecycle, Phase};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
+use std::fs::DirBuilder;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -69,6 +72,30 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Makes the folder of the upgrade socket: for nobody else, since whoever reaches the socket can hand listeners over.
+///
+/// # Errors
+/// When it is not there and cannot be made.
+pub fn make_upgrade_folder(socket: &Path) -> io::Result<()> {
+    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or(Ok(()), |folder| {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    })
+}
+
+/// Whether a successor can wait at the upgrade socket, which Pingora takes for granted.
+///
+/// # Errors
+/// Why it cannot.
+pub fn try_upgrade_socket(socket: &Path) -> io::Result<()> {
+    make_upgrade_folder(socket)?;
+    // One that was killed has left it behind.
+    let _removed = std::fs::remove_file(socket).is_ok();
+    // A datagram socket, which nobody takes for a successor that waits.
+    drop(UnixDatagram::bind(socket)?);
+    std::fs::remove_file(socket)
 }
 
 #[async_trait]
