@@ -1,7 +1,7 @@
 //! One line per request, written off the request path.
 //!
 //! `proxy` hands over an [`Entry`] at the end of each request; it becomes a line in a bounded buffer, which one thread of
-//! its own writes every [`FLUSH_PERIOD`], so that no request waits for a disk and none wakes a thread. When the buffer is
+//! its own writes every 100 ms, so that no request waits for a disk and none wakes a thread. When the buffer is
 //! full the line is dropped and counted. No prompt, header, query or key is part of an entry.
 
 use crate::config;
@@ -127,7 +127,7 @@ impl AccessLog {
         let mut buffer = shared.buffer.lock();
         let before = buffer.lines.len();
         let written = if self.json {
-            serde_json::to_writer(&mut buffer.lines, entry).is_ok()
+            write_json(&mut buffer.lines, entry).is_ok()
         } else {
             write_text(&mut buffer.lines, entry).is_ok()
         };
@@ -179,6 +179,29 @@ fn write_lines(shared: &Shared, mut out: Box<dyn Write + Send>) {
     }
 }
 
+/// As JSON in which nothing is left that a terminal or a reader of lines could take for a command or an end of line.
+fn write_json(out: &mut Vec<u8>, value: &impl Serialize) -> serde_json::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(out, Harmless))
+}
+
+/// Escapes the control characters that JSON itself allows: DEL, the C1 set, and the separators of lines and paragraphs.
+struct Harmless;
+
+impl serde_json::ser::Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        if fragment.is_ascii() && !fragment.contains('\u{7f}') {
+            return writer.write_all(fragment.as_bytes());
+        }
+        fragment.chars().try_for_each(|character| {
+            if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
+                write!(writer, "\\u{:04x}", u32::from(character))
+            } else {
+                write!(writer, "{character}")
+            }
+        })
+    }
+}
+
 /// `key=value` pairs; what could break a line or a pair is quoted and escaped as in JSON.
 fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
     let serde_json::Value::Object(fields) = serde_json::to_value(entry)? else {
@@ -193,7 +216,7 @@ fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
         match value {
             serde_json::Value::Null => out.push(b'-'),
             serde_json::Value::String(text) if is_plain(text) => out.extend_from_slice(text.as_bytes()),
-            other => serde_json::to_writer(&mut *out, other)?,
+            other => write_json(&mut *out, other)?,
         }
     }
     Ok(())
@@ -237,9 +260,15 @@ mod tests {
     #[test]
     fn a_path_cannot_forge_a_line() {
         for access in [Format::Json, Format::Text] {
-            let lines = lines(access, "/a\n{\"status\":500} status=500\u{1b}[31m");
+            let lines = lines(
+                access,
+                "/a\n{\"status\":500} status=500\u{1b}[31m\u{9b}1m\u{7f}\u{2028}",
+            );
             assert_eq!(lines.len(), 1, "{lines:?}");
-            assert!(!lines[0].contains('\u{1b}'));
+            assert!(
+                !lines[0].contains(|c: char| c.is_control() || c == '\u{2028}'),
+                "{lines:?}"
+            );
         }
     }
 

@@ -71,8 +71,24 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn start(file: &Path, upgrade: bool) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     log::start(&config.log);
+    raise_file_limit(config.limits.connections_max);
     Arc::new(App::new(config)?).run(upgrade)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes as many open files as the system allows, and says so when they are fewer than the connections could need.
+fn raise_file_limit(connections_max: usize) {
+    // A client's connection and one to a backend.
+    let needed = 2 * connections_max as u64;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(allowed) if allowed < needed => tracing::warn!(
+            allowed,
+            needed,
+            "fewer open files are allowed than limits.connections_max could need: raise the hard limit (ulimit -Hn)"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 /// Prints the configuration in effect; builds everything that can be built without binding an address.

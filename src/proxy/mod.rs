@@ -118,9 +118,12 @@ impl Gateway {
         .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
         ctx.prompt = understand(&body.bytes).await;
-        let index = self
-            .routes
-            .find(session.req_header().uri.path(), ctx.prompt.model.as_deref())?;
+        let path = session.req_header().uri.path();
+        let index = match self.routes.find(path, ctx.prompt.model.as_deref()) {
+            // Which models there are is only not known yet.
+            Err(_) if path == MODELS_PATH => return Err(Reject::no_backend().into()),
+            found => found?,
+        };
         ctx.cluster = self.clusters.get(index).cloned();
         self.retry_budget.pay_in();
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
@@ -148,7 +151,6 @@ impl Gateway {
         header.insert_header(CONTENT_LENGTH, body.len())?;
         header.insert_header(REQUEST_ID, ctx.id.clone())?;
         ctx.observer.header(&header);
-        ctx.observer.complete = true;
         session.write_response_header(Box::new(header), false).await?;
         session.write_response_body(Some(body), true).await
     }
@@ -314,13 +316,12 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        end_of_stream: bool,
+        _end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
         if let Some(chunk) = body.as_ref().filter(|chunk| !chunk.is_empty()) {
             ctx.chunk(chunk, Instant::now());
         }
-        ctx.observer.complete |= end_of_stream;
         Ok(None)
     }
 
@@ -361,6 +362,8 @@ impl ProxyHttp for Gateway {
         if !answered && !nobody_listens {
             let reject = ctx.reject.take().unwrap_or_else(|| request::reject_for(error));
             error_code = reject.status.as_u16();
+            // The real session knows that the connection ends with this answer, and says so.
+            ctx.give_back(session);
             let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;
             ctx.rejected(reject, &self.metrics);
         }

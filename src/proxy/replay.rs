@@ -114,12 +114,20 @@ impl CustomSession for Replay {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let is_final = |task: &HttpTask| matches!(task, HttpTask::Header(header, _) if !header.status.is_informational());
-        if !self.body.is_empty() && tasks.iter().any(is_final) {
+        let is_of_the_answer = |task: &HttpTask| match task {
+            HttpTask::Header(header, _) => !header.status.is_informational(),
+            HttpTask::Failed(_) => false,
+            _ => true,
+        };
+        let has_begun = tasks.iter().any(is_of_the_answer);
+        if has_begun {
+            // No try can follow: the prompt is let go.
             self.body = Bytes::new();
         }
         let end = self.inner.response_duplex_vec(tasks).await;
-        self.deadlines.heard(Instant::now());
+        if has_begun {
+            self.deadlines.heard(Instant::now());
+        }
         end
     }
 

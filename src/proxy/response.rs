@@ -61,10 +61,6 @@ pub struct Observer {
     pub is_stream: bool,
     /// When the first byte of the body passed.
     pub first_chunk: Option<Instant>,
-    /// Chunks of the body so far.
-    pub chunks: usize,
-    /// Whether the answer passed to its end.
-    pub complete: bool,
     last_chunk: Option<Instant>,
     usage: UsageReader,
 }
@@ -88,7 +84,6 @@ impl Observer {
 
     /// A chunk passes; tells the seconds since the chunk before it, in a stream.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) -> Option<f64> {
-        self.chunks += 1;
         self.usage.read(chunk);
         if self.first_chunk.is_none() {
             self.first_chunk = Some(now);

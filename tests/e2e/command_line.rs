@@ -1,7 +1,7 @@
 //! What the command line answers, and with which exit code. Nothing here may bind an address but the gateways started.
 
 use crate::client::engine;
-use crate::gateway::{Gateway, Plan, free_address, kvway};
+use crate::gateway::{Gateway, Plan, free_address, free_addresses, kvway};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -188,7 +188,8 @@ fn every_way_to_check_prints_what_is_in_effect_and_binds_nothing() {
 
 #[test]
 fn what_check_prints_is_a_configuration_again() {
-    let (_folder, path) = file(&valid(free_address(), free_address()));
+    let [listener, admin] = free_addresses();
+    let (_folder, path) = file(&valid(listener, admin));
     let first = kvway().arg("check").arg("-c").arg(&path).output().unwrap();
     let (_folder, printed) = file(text(&first.stdout));
     let again = kvway().arg("check").arg("-c").arg(&printed).output().unwrap();
@@ -198,7 +199,8 @@ fn what_check_prints_is_a_configuration_again() {
 
 #[test]
 fn a_certificate_that_cannot_be_used_is_refused_with_its_key() {
-    let content = valid(free_address(), free_address());
+    let [listener, admin] = free_addresses();
+    let content = valid(listener, admin);
     let content = content.replace(
         "\"}]\nadmin",
         "\", tls: {certificate: /absent.pem, key: /absent.pem}}]\nadmin",
@@ -216,7 +218,8 @@ fn a_certificate_that_cannot_be_used_is_refused_with_its_key() {
 
 #[test]
 fn environment_variables_stand_for_flags() {
-    let (_folder, path) = file(&valid(free_address(), free_address()));
+    let [listener, admin] = free_addresses();
+    let (_folder, path) = file(&valid(listener, admin));
     let output = kvway().arg("check").env("KVWAY_CONFIG", &path).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let output = kvway()

@@ -81,14 +81,21 @@ pub(crate) fn kvway() -> Command {
 
 /// An address that was free a moment ago.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    let [address] = free_addresses();
+    address
+}
+
+/// Addresses that were free a moment ago, each another.
+pub(crate) fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
+    let held = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.each_ref().map(|listener| listener.local_addr().unwrap())
 }
 
 impl Gateway {
     /// A gateway in front of `engines`, ready to serve.
     pub(crate) async fn start(engines: &[&Engine], plan: Plan) -> Self {
         for _ in 0..PORTS_MAX {
-            let (address, admin) = (free_address(), free_address());
+            let [address, admin] = free_addresses();
             let folder = tempfile::tempdir().unwrap();
             let text = configuration(engines, &plan, folder.path(), address, admin);
             std::fs::write(folder.path().join("kvway.yaml"), text).unwrap();

@@ -41,7 +41,7 @@ fn sources(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             sources(&path, found);
-        } else if name.ends_with(".rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path).unwrap();
             found.insert(path.strip_prefix(root()).unwrap().to_owned(), text);
         }

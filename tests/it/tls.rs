@@ -74,7 +74,7 @@ impl Gateway {
                 write("clients.pem", &authority.pem()).display()
             )
         });
-        let (address, admin) = (free_address(), free_address());
+        let [address, admin] = free_addresses();
         let config = format!(
             "server: {{threads: 1, upgrade_socket: {}/upgrade.sock}}\n\
              listeners: [{{address: \"{address}\", tls: {{certificate: {}, key: {}{}}}}}]\n\
@@ -173,9 +173,9 @@ fn certificate(pem: &str) -> CertificateDer<'static> {
 }
 
 /// An address that was free a moment ago, for a process that must be told one.
-fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+fn free_addresses() -> [SocketAddr; 2] {
+    let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    held.each_ref().map(|listener| listener.local_addr().unwrap())
 }
 
 fn long_body() -> Vec<u8> {
