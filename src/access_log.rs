@@ -108,11 +108,7 @@ impl AccessLog {
                 .spawn(move || write_lines(&writer, out))?;
             Some(shared)
         };
-        Ok(Self {
-            shared,
-            json: log.access == config::AccessLog::Json,
-            dropped,
-        })
+        Ok(Self { shared, json: log.access == config::AccessLog::Json, dropped })
     }
 
     /// Whether entries are wanted at all.
@@ -224,9 +220,7 @@ fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
 
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
 }
 
 #[cfg(test)]
@@ -237,38 +231,19 @@ mod tests {
     fn lines(access: Format, path: &str) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let dropped = IntCounter::new("dropped", "dropped").unwrap();
-        let settings = Log {
-            access,
-            file: Some(file.path().to_owned()),
-            ..Log::default()
-        };
+        let settings = Log { access, file: Some(file.path().to_owned()), ..Log::default() };
         let log = AccessLog::open(&settings, dropped).unwrap();
-        log.write(&Entry {
-            path,
-            status: 200,
-            retried: &["stale"],
-            ..Entry::default()
-        });
+        log.write(&Entry { path, status: 200, retried: &["stale"], ..Entry::default() });
         log.close();
-        std::fs::read_to_string(file.path())
-            .unwrap()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        std::fs::read_to_string(file.path()).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_path_cannot_forge_a_line() {
         for access in [Format::Json, Format::Text] {
-            let lines = lines(
-                access,
-                "/a\n{\"status\":500} status=500\u{1b}[31m\u{9b}1m\u{7f}\u{2028}",
-            );
+            let lines = lines(access, "/a\n{\"status\":500} status=500\u{1b}[31m\u{9b}1m\u{7f}\u{2028}");
             assert_eq!(lines.len(), 1, "{lines:?}");
-            assert!(
-                !lines[0].contains(|c: char| c.is_control() || c == '\u{2028}'),
-                "{lines:?}"
-            );
+            assert!(!lines[0].contains(|c: char| c.is_control() || c == '\u{2028}'), "{lines:?}");
         }
     }
 

@@ -49,54 +49,35 @@ impl Admin {
     #[must_use]
     pub fn respond(&self, method: &Method, path: &str, authorization: Option<&[u8]>) -> Response<Vec<u8>> {
         if !matches!(*method, Method::GET | Method::HEAD) {
-            let mut response = answer(
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "only GET is served here\n".to_owned(),
-            );
-            response
-                .headers_mut()
-                .insert(ALLOW, http::HeaderValue::from_static("GET"));
+            let mut response =
+                answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is served here\n".to_owned());
+            response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("GET"));
             return response;
         }
         let open = matches!(path, "/healthz" | "/readyz");
         if !open && !self.lets_in(authorization) {
-            let mut response = answer(
-                StatusCode::UNAUTHORIZED,
-                TEXT,
-                "a bearer token is needed\n".to_owned(),
-            );
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+            let mut response =
+                answer(StatusCode::UNAUTHORIZED, TEXT, "a bearer token is needed\n".to_owned());
+            response.headers_mut().insert(WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
             return response;
         }
         match path {
-            "/" => answer(
-                StatusCode::OK,
-                TEXT,
-                "/metrics\n/state\n/healthz\n/readyz\n".to_owned(),
-            ),
+            "/" => answer(StatusCode::OK, TEXT, "/metrics\n/state\n/healthz\n/readyz\n".to_owned()),
             "/healthz" => answer(StatusCode::OK, TEXT, "ok\n".to_owned()),
-            "/readyz" if self.lifecycle.phase() == Phase::Draining => {
-                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned())
-            }
-            "/readyz" => answer(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            "/readyz" => match self.lifecycle.phase() {
+                Phase::Running | Phase::Handover => answer(StatusCode::OK, TEXT, "ready\n".to_owned()),
+                Phase::Starting => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "starting\n".to_owned()),
+                Phase::Draining => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned()),
+            },
             "/metrics" => answer(StatusCode::OK, PROMETHEUS, (self.metrics)()),
             "/state" => answer(StatusCode::OK, JSON, (self.state)()),
-            _ => answer(
-                StatusCode::NOT_FOUND,
-                TEXT,
-                "not found; / lists what is here\n".to_owned(),
-            ),
+            _ => answer(StatusCode::NOT_FOUND, TEXT, "not found; / lists what is here\n".to_owned()),
         }
     }
 
     fn lets_in(&self, authorization: Option<&[u8]>) -> bool {
         let Some(token) = &self.token else { return true };
-        let given = authorization
-            .and_then(|value| value.strip_prefix(b"Bearer "))
-            .unwrap_or_default();
+        let given = authorization.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
         given.ct_eq(token.expose().as_bytes()).into()
     }
 }
@@ -105,10 +86,7 @@ impl Admin {
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
-        let authorization = request
-            .headers
-            .get(AUTHORIZATION)
-            .map(http::HeaderValue::as_bytes);
+        let authorization = request.headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
         let response = self.respond(&request.method, request.uri.path(), authorization);
         if response.status() != StatusCode::OK {
             session.set_keepalive(None);
@@ -142,24 +120,20 @@ mod tests {
         assert_eq!(status(&admin, "/metrics", Some(b"Bearer tok")), 200);
         assert_eq!(
             (status(&admin, "/healthz", None), status(&admin, "/readyz", None)),
-            (200, 200)
+            (200, 503),
+            "still starting"
         );
+        admin.lifecycle.enter_phase(Phase::Running);
+        assert_eq!(status(&admin, "/readyz", None), 200);
     }
 
     #[test]
     fn a_draining_process_is_not_ready_but_alive() {
         let admin = admin(None);
         admin.lifecycle.enter_phase(Phase::Handover);
-        assert_eq!(
-            status(&admin, "/readyz", None),
-            200,
-            "the successor answers here, too"
-        );
+        assert_eq!(status(&admin, "/readyz", None), 200, "the successor answers here, too");
         admin.lifecycle.enter_phase(Phase::Draining);
-        assert_eq!(
-            (status(&admin, "/readyz", None), status(&admin, "/healthz", None)),
-            (503, 200)
-        );
+        assert_eq!((status(&admin, "/readyz", None), status(&admin, "/healthz", None)), (503, 200));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::background::models::{ModelsService, Source};
 use crate::background::probe;
+use crate::background::readiness::Readiness;
 use crate::config::{self, Config, ListenerTls};
 use crate::metrics::Metrics;
 use crate::proxy::Gateway;
@@ -120,10 +121,8 @@ impl App {
         // Fails only when a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
         let metrics = Arc::new(Metrics::new()?);
-        let clusters = config
-            .clusters
-            .iter()
-            .map(|cluster| build_cluster(cluster, &config, &metrics).map(Arc::new));
+        let clusters =
+            config.clusters.iter().map(|cluster| build_cluster(cluster, &config, &metrics).map(Arc::new));
         Ok(Self {
             clusters: clusters.collect::<Result<_, _>>()?,
             lifecycle: Lifecycle::new(),
@@ -172,12 +171,7 @@ impl App {
         proxy.h2_options = Some(h2_options);
         let refused = self.metrics.connections_refused.clone();
         let header_limits = HeaderLimits::new(&self.config.limits, &self.config.timeouts, refused.clone());
-        Guard::new(
-            Arc::new(proxy),
-            Arc::clone(&self.connections),
-            header_limits,
-            refused,
-        )
+        Guard::new(Arc::new(proxy), Arc::clone(&self.connections), header_limits, refused)
     }
 
     /// The service that keeps the model list.
@@ -193,12 +187,7 @@ impl App {
         };
         let periods = self.config.clusters.iter().map(|cluster| cluster.models_period);
         ModelsService {
-            sources: self
-                .clusters
-                .iter()
-                .zip(&self.config.clusters)
-                .map(source)
-                .collect(),
+            sources: self.clusters.iter().zip(&self.config.clusters).map(source).collect(),
             list: Arc::clone(&self.models),
             bytes_max: self.config.limits.models_bytes_max,
             period: periods.min().unwrap_or(Duration::from_secs(30)),
@@ -230,14 +219,8 @@ impl App {
             for backend in cluster.fleet.backends() {
                 let labels = [cluster.name(), backend.id.as_str()];
                 let load = backend.load();
-                gauges
-                    .backend_healthy
-                    .with_label_values(&labels)
-                    .set(i64::from(backend.is_healthy()));
-                gauges
-                    .backend_requests
-                    .with_label_values(&labels)
-                    .set(gauge(load.requests));
+                gauges.backend_healthy.with_label_values(&labels).set(i64::from(backend.is_healthy()));
+                gauges.backend_requests.with_label_values(&labels).set(gauge(load.requests));
                 let pending = gauges.backend_pending_prompt_bytes.with_label_values(&labels);
                 pending.set(gauge(load.pending_prompt_bytes));
             }
@@ -245,9 +228,7 @@ impl App {
         gauges.buffered_bytes.set(gauge(self.budget.used()));
         gauges.requests_in_flight.set(gauge(self.lifecycle.in_flight()));
         gauges.connections.set(gauge(self.connections.count()));
-        self.metrics
-            .to_text()
-            .unwrap_or_else(|error| format!("# {error}\n"))
+        self.metrics.to_text().unwrap_or_else(|error| format!("# {error}\n"))
     }
 
     fn render_state(&self) -> String {
@@ -288,10 +269,7 @@ impl App {
     pub fn run(self: Arc<Self>, upgrade: bool) -> Result<(), AppError> {
         self.check_addresses(upgrade)?;
         self.prepare_upgrades(upgrade)?;
-        let opt = Opt {
-            upgrade,
-            ..Opt::default()
-        };
+        let opt = Opt { upgrade, ..Opt::default() };
         let mut server = Server::new_with_opt_and_conf(Some(opt), self.server_conf());
         server.bootstrap();
         let conf = Arc::clone(&server.configuration);
@@ -303,16 +281,17 @@ impl App {
                 server.add_service(GenBackgroundService::new(name, Arc::clone(&cluster.balancer)))
             })
             .collect();
+        let readiness = Readiness(Arc::clone(&self.lifecycle));
+        let readiness =
+            server.add_service(GenBackgroundService::new("readiness".to_owned(), Arc::new(readiness)));
         for service in self.proxy_services(&conf)? {
             let handle = server.add_service(service);
             for balancer in &balancers {
                 handle.add_dependency(balancer);
             }
+            readiness.add_dependency(&handle);
         }
-        server.add_service(GenBackgroundService::new(
-            "models".to_owned(),
-            Arc::new(self.models_service()),
-        ));
+        server.add_service(GenBackgroundService::new("models".to_owned(), Arc::new(self.models_service())));
         if let Some(address) = self.config.admin.address {
             let mut admin = Service::new("admin".to_owned(), self.admin());
             admin.threads = Some(1);
@@ -326,9 +305,7 @@ impl App {
             admin = self.config.admin.address.map(tracing::field::display),
             "kvway starts"
         );
-        server.run(RunArgs {
-            shutdown_signal: Box::new(shutdown),
-        });
+        server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
         self.close_access_log();
         Ok(())
     }
@@ -348,16 +325,8 @@ impl App {
 
     /// Pingora panics where an address is taken, and waits in vain where nobody hands it over; so they are tried before.
     fn check_addresses(&self, upgrade: bool) -> Result<(), AppError> {
-        let listeners = self
-            .config
-            .listeners
-            .iter()
-            .map(|listener| ("listeners.address", listener.address));
-        let admin = self
-            .config
-            .admin
-            .address
-            .map(|address| ("admin.address", address));
+        let listeners = self.config.listeners.iter().map(|listener| ("listeners.address", listener.address));
+        let admin = self.config.admin.address.map(|address| ("admin.address", address));
         let mut taken = listeners.chain(admin).filter_map(|(key, address)| {
             let source = std::net::TcpListener::bind(address).err()?;
             Some(AppError::Address { key, address, source })
@@ -386,11 +355,7 @@ impl App {
         let server = &self.config.server;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ServerConf {
-            threads: if server.threads == 0 {
-                cores
-            } else {
-                server.threads
-            },
+            threads: if server.threads == 0 { cores } else { server.threads },
             grace_period_seconds: Some((server.grace_period + GRACE_MARGIN).as_secs()),
             graceful_shutdown_timeout_seconds: Some(1),
             upgrade_sock: server.upgrade_socket.to_string_lossy().into_owned(),
@@ -405,12 +370,8 @@ impl App {
     fn proxy_services(&self, conf: &Arc<ServerConf>) -> Result<Vec<Service<Guard>>, AppError> {
         let mut services = Vec::new();
         for h2c in [true, false] {
-            let mut listeners = self
-                .config
-                .listeners
-                .iter()
-                .filter(|listener| listener.h2c == h2c)
-                .peekable();
+            let mut listeners =
+                self.config.listeners.iter().filter(|listener| listener.h2c == h2c).peekable();
             if listeners.peek().is_none() {
                 continue;
             }
@@ -431,23 +392,12 @@ impl App {
 }
 
 fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) -> Result<Cluster, AppError> {
-    let error = |source| AppError::Cluster {
-        cluster: cluster.name.clone(),
-        source,
-    };
+    let error = |source| AppError::Cluster { cluster: cluster.name.clone(), source };
     let entry = |backend: &config::Backend| (backend.id.clone(), backend.address.clone(), backend.weight);
     let fleet = Fleet::new(&cluster.name, cluster.backends.iter().map(entry));
     let upstream = |backend| Upstream::new(backend, &config.timeouts);
-    let upstreams = cluster
-        .backends
-        .iter()
-        .map(upstream)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(error)?;
-    let probes = upstreams
-        .iter()
-        .map(|upstream| upstream.probe(cluster.health.timeout))
-        .collect();
+    let upstreams = cluster.backends.iter().map(upstream).collect::<Result<Vec<_>, _>>().map_err(error)?;
+    let probes = upstreams.iter().map(|upstream| upstream.probe(cluster.health.timeout)).collect();
     let backends = probe::backends(&fleet, &cluster.health, probes).map_err(error)?;
     let resolve_period = probe::resolve_period(&fleet);
     let of_backend =
@@ -455,12 +405,7 @@ fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) 
     Ok(Cluster {
         policy: cluster.policy,
         hash_header: cluster.hash_header.clone(),
-        balancer: Arc::new(Balancer::new(
-            cluster.policy,
-            backends,
-            cluster.health.period,
-            resolve_period,
-        )),
+        balancer: Arc::new(Balancer::new(cluster.policy, backends, cluster.health.period, resolve_period)),
         upstreams,
         metrics: metrics.cluster(&cluster.name),
         backend_metrics: cluster.backends.iter().map(of_backend).collect(),
@@ -483,13 +428,10 @@ fn tls_settings(tls: &ListenerTls) -> Result<TlsSettings, AppError> {
     if let Some(authority) = &tls.client_ca {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(authority).map_err(|error| text(&error))? {
-            roots
-                .add(certificate.map_err(|error| text(&error))?)
-                .map_err(|error| text(&error))?;
+            roots.add(certificate.map_err(|error| text(&error))?).map_err(|error| text(&error))?;
         }
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
-            .build()
-            .map_err(|error| text(&error))?;
+        let verifier =
+            WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(|error| text(&error))?;
         settings.set_client_cert_verifier(verifier);
     }
     Ok(settings)

@@ -16,13 +16,7 @@ Signals: SIGTERM drains and ends, SIGQUIT hands over to `kvway run --upgrade`, S
 #[command(name = "kvway", version, after_help = ENDING, disable_help_subcommand = true)]
 pub struct Arguments {
     /// Check the configuration and end, as `kvway check` does.
-    #[arg(
-        short = 't',
-        long = "test",
-        requires = "config",
-        env = "KVWAY_TEST",
-        global = false
-    )]
+    #[arg(short = 't', long = "test", requires = "config", env = "KVWAY_TEST", global = false)]
     pub test: bool,
     /// Where the configuration is.
     #[command(flatten)]
@@ -67,12 +61,7 @@ pub struct Run {
     #[arg(long, env = "KVWAY_UPGRADE", help_heading = "Upgrade")]
     pub upgrade: bool,
     /// Check the configuration and end, as `kvway check` does.
-    #[arg(
-        short = 't',
-        long = "test",
-        env = "KVWAY_TEST",
-        help_heading = "Configuration"
-    )]
+    #[arg(short = 't', long = "test", env = "KVWAY_TEST", help_heading = "Configuration")]
     pub test: bool,
 }
 
@@ -133,9 +122,8 @@ mod tests {
     #[test]
     fn every_flag_has_an_environment_variable_and_a_help_text() {
         fn check(command: &clap::Command) {
-            for flag in command
-                .get_arguments()
-                .filter(|flag| !matches!(flag.get_id().as_str(), "help" | "version"))
+            for flag in
+                command.get_arguments().filter(|flag| !matches!(flag.get_id().as_str(), "help" | "version"))
             {
                 assert!(
                     flag.get_env().is_some(),
@@ -143,12 +131,7 @@ mod tests {
                     command.get_name(),
                     flag.get_id()
                 );
-                assert!(
-                    flag.get_help().is_some(),
-                    "{}: {} has no help",
-                    command.get_name(),
-                    flag.get_id()
-                );
+                assert!(flag.get_help().is_some(), "{}: {} has no help", command.get_name(), flag.get_id());
             }
             command.get_subcommands().for_each(check);
         }

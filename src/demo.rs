@@ -43,9 +43,7 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
-    std::thread::Builder::new()
-        .name("demo".to_owned())
-        .spawn(move || visit(&mut visitor, &engines))?;
+    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&mut visitor, &engines))?;
     let engines = addresses.recv().context("the engines did not start")?;
     let settings = HashMap::from([
         ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
@@ -55,9 +53,7 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
         ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
         ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
     ]);
-    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| {
-        settings.get(name).cloned()
-    })?;
+    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())?;
     log::start(&config.log);
     let ended = Arc::new(App::new(config)?).run(false);
     clean_up(&folder);
@@ -82,10 +78,7 @@ fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
     let outcome = runtime.block_on(async {
         let controller = Controller::start(ControllerOptions::default())?;
         visitor.controller = controller.address();
-        let engines = [
-            engine("vllm-0", controller.chunks())?,
-            engine("vllm-1", controller.chunks())?,
-        ];
+        let engines = [engine("vllm-0", controller.chunks())?, engine("vllm-1", controller.chunks())?];
         // The receiver is gone only when the process ends already.
         let _told = started.send([engines[0].address(), engines[1].address()]).is_ok();
         visitor.show().await?;
@@ -116,10 +109,7 @@ fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
         }),
         max_model_len: 1 << 20,
         cached_tokens: true,
-        sse: SseOptions {
-            events: 8,
-            ..SseOptions::default()
-        },
+        sse: SseOptions { events: 8, ..SseOptions::default() },
         ..EngineOptions::default()
     })
 }
@@ -129,45 +119,21 @@ impl Visitor {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;
         let controller = format!("and a mock LMCache controller on {}", self.controller);
-        say(&format!(
-            "\nkvway listens on {}; behind it are two mock engines, {controller}.\n",
-            self.gateway
-        ));
-        say(&row([
-            "request",
-            "status",
-            "backend",
-            "why",
-            "prompt tokens",
-            "cached",
-            "first byte",
-            "total",
-        ]));
+        say(&format!("\nkvway listens on {}; behind it are two mock engines, {controller}.\n", self.gateway));
+        say(&row(["request", "status", "backend", "why", "prompt tokens", "cached", "first byte", "total"]));
         let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
         let question = "What is a KV cache, and why does it matter where a request goes? ".repeat(400);
         self.ask(&client, "chat", &chat(&question, false)).await?;
-        self.ask(&client, "the same, on the other engine", &chat(&question, false))
-            .await?;
-        self.ask(&client, "the same, cached by now", &chat(&question, false))
-            .await?;
-        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false))
-            .await?;
-        self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true))
-            .await?;
-        self.ask(
-            &client,
-            "a model that nobody serves",
-            &json!({"model": "none", "messages": []}),
-        )
-        .await?;
+        self.ask(&client, "the same, on the other engine", &chat(&question, false)).await?;
+        self.ask(&client, "the same, cached by now", &chat(&question, false)).await?;
+        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false)).await?;
+        self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true)).await?;
+        self.ask(&client, "a model that nobody serves", &json!({"model": "none", "messages": []})).await?;
         say(&format!(
             "\nTry it:\n  curl -N http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{}'",
             self.gateway, r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
         ));
-        say(&format!(
-            "  curl http://{}/state\n  curl http://{}/metrics",
-            self.admin, self.admin
-        ));
+        say(&format!("  curl http://{}/state\n  curl http://{}/metrics", self.admin, self.admin));
         if !self.once {
             say("\nCtrl-C ends the demo.");
         }
@@ -177,46 +143,28 @@ impl Visitor {
     async fn wait_until_ready(&self, client: &reqwest::Client) -> anyhow::Result<()> {
         let ready = async {
             let url = format!("http://{}/v1/models", self.gateway);
-            while !client
-                .get(&url)
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
+            while !client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
                 sleep(POLL_PERIOD).await;
             }
         };
-        timeout(PATIENCE, ready)
-            .await
-            .map_err(|_| anyhow!("the gateway did not start on {}", self.gateway))
+        timeout(PATIENCE, ready).await.map_err(|_| anyhow!("the gateway did not start on {}", self.gateway))
     }
 
     /// Sends one request and prints what became of it, as the access log tells.
     async fn ask(&self, client: &reqwest::Client, what: &str, body: &Value) -> anyhow::Result<()> {
         let id = format!("demo-{}", what.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
         let url = format!("http://{}/v1/chat/completions", self.gateway);
-        let answer = client
-            .post(url)
-            .header("x-request-id", &id)
-            .json(body)
-            .send()
-            .await?;
+        let answer = client.post(url).header("x-request-id", &id).json(body).send().await?;
         let text = answer.text().await?;
-        ensure!(
-            body["stream"] != true || text.ends_with("data: [DONE]\n\n"),
-            "the stream is not complete"
-        );
+        ensure!(body["stream"] != true || text.ends_with("data: [DONE]\n\n"), "the stream is not complete");
         let entry = self.entry(&id).await?;
         let text = |key: &str| match &entry[key] {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let milliseconds = |key: &str| {
-            entry[key]
-                .as_f64()
-                .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
-        };
+        let milliseconds =
+            |key: &str| entry[key].as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
         say(&row([
             what,
             &text("status"),
@@ -234,18 +182,14 @@ impl Visitor {
         let found = async {
             loop {
                 let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                let entries = log
-                    .lines()
-                    .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
                 if let Some(entry) = entries.rev().find(|entry| entry["request_id"] == id) {
                     return entry;
                 }
                 sleep(POLL_PERIOD).await;
             }
         };
-        timeout(PATIENCE, found)
-            .await
-            .context("no line in the access log")
+        timeout(PATIENCE, found).await.context("no line in the access log")
     }
 }
 

@@ -9,10 +9,5 @@ use std::time::Duration;
 /// When it cannot be asked, or not in time.
 pub async fn is_ready(admin: SocketAddr, timeout: Duration) -> reqwest::Result<bool> {
     let client = reqwest::Client::builder().timeout(timeout).no_proxy().build()?;
-    Ok(client
-        .get(format!("http://{admin}/readyz"))
-        .send()
-        .await?
-        .status()
-        .is_success())
+    Ok(client.get(format!("http://{admin}/readyz")).send().await?.status().is_success())
 }

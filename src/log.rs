@@ -24,9 +24,8 @@ pub fn start(log: &Log) {
         Level::Trace => level.to_owned(),
     };
     let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(std::io::stderr);
     let started = if log.access == AccessLog::Json && !terminal {
         builder.json().flatten_event(true).try_init()
     } else {

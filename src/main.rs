@@ -29,11 +29,7 @@ fn main() -> ExitCode {
             // The terminal may be gone; then there is nobody to tell.
             let _printed = error.print().is_ok();
             let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if asked_for {
-                ExitCode::SUCCESS
-            } else {
-                USAGE.into()
-            };
+            return if asked_for { ExitCode::SUCCESS } else { USAGE.into() };
         }
     };
     match act(arguments) {
@@ -41,11 +37,7 @@ fn main() -> ExitCode {
         Err(error) => {
             complain(&format!("kvway: {error:#}"));
             let refused = error.is::<ConfigError>() || error.is::<AppError>();
-            if refused {
-                CONFIGURATION.into()
-            } else {
-                ExitCode::FAILURE
-            }
+            if refused { CONFIGURATION.into() } else { ExitCode::FAILURE }
         }
     }
 }
@@ -95,14 +87,8 @@ fn raise_file_limit(connections_max: usize) {
 fn check(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     let yaml = config.to_yaml();
-    let silent = config::Log {
-        access: config::AccessLog::Off,
-        ..config.log.clone()
-    };
-    drop(App::new(Config {
-        log: silent,
-        ..config
-    })?);
+    let silent = config::Log { access: config::AccessLog::Off, ..config.log.clone() };
+    drop(App::new(Config { log: silent, ..config })?);
     let mut out = std::io::stdout().lock();
     out.write_all(yaml.as_bytes()).context("standard output")?;
     complain(&format!("{}: the configuration is valid", file.display()));
@@ -110,21 +96,13 @@ fn check(file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let timeout = Duration::from_secs(whom.timeout);
-    let ready = runtime
-        .block_on(healthcheck::is_ready(whom.admin, timeout))
-        .context("not reachable")?;
+    let ready = runtime.block_on(healthcheck::is_ready(whom.admin, timeout)).context("not reachable")?;
     if !ready {
         complain("kvway: the gateway is not ready");
     }
-    Ok(if ready {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn no_file() -> ExitCode {

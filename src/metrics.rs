@@ -15,9 +15,8 @@ const SECONDS: &[f64] = &[
 ];
 
 /// Upper bounds, in seconds, for the time between two chunks of a stream.
-const GAP_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0,
-];
+const GAP_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
 
 /// All metrics and the registry that exports them.
 pub struct Metrics {
@@ -81,9 +80,7 @@ impl BackendMetrics {
     /// Counts one try that ended with `outcome` (a status code or the kind of failure).
     pub fn tried(&self, outcome: &str) {
         let [cluster, backend, address] = &self.labels;
-        self.upstream_requests
-            .with_label_values(&[cluster, backend, address, outcome])
-            .inc();
+        self.upstream_requests.with_label_values(&[cluster, backend, address, outcome]).inc();
     }
 }
 
@@ -158,10 +155,8 @@ impl Metrics {
                 "Connections closed because of a limit.",
                 &["reason"],
             )?,
-            access_log_dropped: make.counter(
-                "access_log_dropped_lines_total",
-                "Access log lines that did not fit the buffer.",
-            )?,
+            access_log_dropped: make
+                .counter("access_log_dropped_lines_total", "Access log lines that did not fit the buffer.")?,
             model_lists_failed: make.counters(
                 "model_lists_failed_total",
                 "Model lists that could not be taken from a cluster's backends.",
@@ -221,10 +216,7 @@ impl Maker<'_> {
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.register(IntCounterVec::new(
-            Opts::new(format!("kvway_{name}"), help),
-            labels,
-        )?)
+        self.register(IntCounterVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
@@ -236,10 +228,7 @@ impl Maker<'_> {
     }
 
     fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        self.register(IntGaugeVec::new(
-            Opts::new(format!("kvway_{name}"), help),
-            labels,
-        )?)
+        self.register(IntGaugeVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
     }
 
     fn histograms(
@@ -258,9 +247,7 @@ impl Maker<'_> {
         let build = self.gauge_vec("build_info", "1; the labels tell the build.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        self.registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        self.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(())
     }
 

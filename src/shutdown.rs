@@ -80,9 +80,7 @@ impl Signals {
 /// When it is not there and cannot be made.
 pub fn make_upgrade_folder(socket: &Path) -> io::Result<()> {
     let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
-    folder.map_or(Ok(()), |folder| {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)
-    })
+    folder.map_or(Ok(()), |folder| DirBuilder::new().recursive(true).mode(0o700).create(folder))
 }
 
 /// Whether a successor can wait at the upgrade socket, which Pingora takes for granted.
@@ -163,10 +161,7 @@ impl Shutdown {
         let (lifecycle, grace_period) = (Arc::clone(&self.lifecycle), self.grace_period);
         let (connections, last_words) = (Arc::clone(&self.connections), Arc::clone(&self.last_words));
         let ending = async move {
-            while !matches!(
-                phases.recv().await,
-                Ok(ExecutionPhase::ShutdownGracePeriod) | Err(_)
-            ) {}
+            while !matches!(phases.recv().await, Ok(ExecutionPhase::ShutdownGracePeriod) | Err(_)) {}
             lifecycle.enter_phase(Phase::Draining);
             tracing::info!(in_flight = lifecycle.in_flight(), "listeners closed");
             tokio::select! {

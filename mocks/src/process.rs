@@ -14,11 +14,7 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     // One worker is cheapest without a second thread to wake.
-    let mut builder = if workers > 1 {
-        Builder::new_multi_thread()
-    } else {
-        Builder::new_current_thread()
-    };
+    let mut builder = if workers > 1 { Builder::new_multi_thread() } else { Builder::new_current_thread() };
     if workers > 1 {
         builder.worker_threads(workers);
     }

@@ -45,21 +45,13 @@ impl ModelsService {
         for (index, source) in self.sources.iter().enumerate() {
             match self.ask(client, source).await {
                 Some(models) => self.list.set(index, models),
-                None => self
-                    .metrics
-                    .model_lists_failed
-                    .with_label_values(&[&source.fleet.cluster])
-                    .inc(),
+                None => self.metrics.model_lists_failed.with_label_values(&[&source.fleet.cluster]).inc(),
             }
         }
     }
 
     async fn ask(&self, client: &reqwest::Client, source: &Source) -> Option<Vec<models::Model>> {
-        let healthy = source
-            .fleet
-            .backends()
-            .iter()
-            .filter(|backend| backend.is_healthy());
+        let healthy = source.fleet.backends().iter().filter(|backend| backend.is_healthy());
         for backend in healthy {
             let Some((base, api_key)) = source.backends.get(backend.index) else {
                 continue;

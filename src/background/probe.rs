@@ -38,10 +38,7 @@ pub fn backends(fleet: &Arc<Fleet>, health: &Health, peers: Vec<HttpPeer>) -> Re
 /// How often the fleet's names need resolving; never, where all are addresses.
 #[must_use]
 pub fn resolve_period(fleet: &Fleet) -> Option<Duration> {
-    let has_names = fleet
-        .backends()
-        .iter()
-        .any(|backend| backend.address.parse::<SocketAddr>().is_err());
+    let has_names = fleet.backends().iter().any(|backend| backend.address.parse::<SocketAddr>().is_err());
     has_names.then_some(RESOLVE_PERIOD)
 }
 
@@ -50,26 +47,13 @@ struct Resolver(Arc<Fleet>);
 #[async_trait]
 impl ServiceDiscovery for Resolver {
     async fn discover(&self) -> Result<(BTreeSet<Target>, HashMap<u64, bool>)> {
-        join_all(
-            self.0
-                .backends()
-                .iter()
-                .map(|backend| resolve(&self.0.cluster, backend)),
-        )
-        .await;
+        join_all(self.0.backends().iter().map(|backend| resolve(&self.0.cluster, backend))).await;
         let target = |backend: &Arc<Backend>| {
             let mut ext = Extensions::new();
             ext.insert(Index(backend.index));
-            Some(Target {
-                addr: PingoraAddress::Inet(backend.resolved()?),
-                weight: backend.weight,
-                ext,
-            })
+            Some(Target { addr: PingoraAddress::Inet(backend.resolved()?), weight: backend.weight, ext })
         };
-        Ok((
-            self.0.backends().iter().filter_map(target).collect(),
-            HashMap::new(),
-        ))
+        Ok((self.0.backends().iter().filter_map(target).collect(), HashMap::new()))
     }
 }
 
@@ -114,21 +98,14 @@ impl FleetCheck {
         let check = |(backend, peer): (&Arc<Backend>, HttpPeer)| {
             let mut check = HttpHealthCheck::new(&backend.address, false);
             check.peer_template = peer;
-            let path = health
-                .path
-                .parse()
-                .map_err(|_| Error::explain(ErrorType::InternalError, "health.path"))?;
+            let path =
+                health.path.parse().map_err(|_| Error::explain(ErrorType::InternalError, "health.path"))?;
             check.req.set_uri(path);
             Ok(check)
         };
         Ok(Self {
             fleet: Arc::clone(fleet),
-            checks: fleet
-                .backends()
-                .iter()
-                .zip(peers)
-                .map(check)
-                .collect::<Result<_>>()?,
+            checks: fleet.backends().iter().zip(peers).map(check).collect::<Result<_>>()?,
             timeout: health.timeout,
             failures: health.failures,
             successes: health.successes,
@@ -150,9 +127,7 @@ impl HealthCheck for FleetCheck {
         let check = Self::index(target).and_then(|index| self.checks.get(index));
         let check = check.ok_or_else(|| Error::explain(ErrorType::InternalError, "unknown backend"))?;
         let elapsed = |_| Error::explain(ErrorType::ReadTimedout, "health check");
-        timeout(self.timeout, check.check(target))
-            .await
-            .map_err(elapsed)?
+        timeout(self.timeout, check.check(target)).await.map_err(elapsed)?
     }
 
     async fn health_status_change(&self, target: &Target, healthy: bool) {
@@ -162,9 +137,7 @@ impl HealthCheck for FleetCheck {
     }
 
     fn backend_summary(&self, target: &Target) -> String {
-        let id = self
-            .backend(target)
-            .map_or("unknown", |backend| backend.id.as_str());
+        let id = self.backend(target).map_or("unknown", |backend| backend.id.as_str());
         format!("[health] backend {id} of cluster {}", self.fleet.cluster)
     }
 

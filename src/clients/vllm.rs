@@ -40,11 +40,7 @@ pub enum CallError {
 /// # Errors
 /// When TLS cannot be set up.
 pub fn client(timeout: Duration) -> reqwest::Result<Client> {
-    Client::builder()
-        .timeout(timeout)
-        .connect_timeout(timeout)
-        .no_proxy()
-        .build()
+    Client::builder().timeout(timeout).connect_timeout(timeout).no_proxy().build()
 }
 
 /// `GET {base}/v1/models`: the answer as it is, at most `bytes_max` long.
@@ -58,20 +54,14 @@ pub async fn models(
     bytes_max: usize,
 ) -> Result<Vec<u8>, CallError> {
     let path = "/v1/models";
-    let transport = |source: reqwest::Error| CallError::Transport {
-        path,
-        source: source.without_url(),
-    };
+    let transport = |source: reqwest::Error| CallError::Transport { path, source: source.without_url() };
     let mut request = client.get(format!("{base}{path}"));
     if let Some(key) = api_key {
         request = request.bearer_auth(key.expose());
     }
     let mut response = request.send().await.map_err(transport)?;
     if response.status() != reqwest::StatusCode::OK {
-        return Err(CallError::Status {
-            path,
-            status: response.status().as_u16(),
-        });
+        return Err(CallError::Status { path, status: response.status().as_u16() });
     }
     let mut answer = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(transport)? {

@@ -28,9 +28,8 @@ fn listeners(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     let spot = root.key("listeners");
     count(config.listeners.len(), LISTENERS_MAX, &spot)?;
     let listeners = config.listeners.iter().enumerate();
-    let mut taken: Vec<(SocketAddr, Spot<'_>)> = listeners
-        .map(|(n, listener)| (listener.address, spot.index(n).key("address")))
-        .collect();
+    let mut taken: Vec<(SocketAddr, Spot<'_>)> =
+        listeners.map(|(n, listener)| (listener.address, spot.index(n).key("address"))).collect();
     if let Some(address) = config.admin.address {
         taken.push((address, root.key("admin").key("address")));
     }
@@ -54,45 +53,28 @@ fn bounds(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     if limits.buffered_bytes_max < limits.body_bytes_max {
         let buffered = root.key("limits").key("buffered_bytes_max");
-        let body = root
-            .key("limits")
-            .key("body_bytes_max")
-            .shown_or(&size_text(limits.body_bytes_max));
+        let body = root.key("limits").key("body_bytes_max").shown_or(&size_text(limits.body_bytes_max));
         let shown = buffered.shown_or(&size_text(limits.buffered_bytes_max));
-        return Err(buffered.fault(format!(
-            "{shown} is not allowed (at least body_bytes_max, {body})"
-        )));
+        return Err(buffered.fault(format!("{shown} is not allowed (at least body_bytes_max, {body})")));
     }
     if timeouts.total < timeouts.first_byte {
-        let (first_byte, total) = (
-            root.key("timeouts").key("first_byte"),
-            root.key("timeouts").key("total"),
-        );
+        let (first_byte, total) = (root.key("timeouts").key("first_byte"), root.key("timeouts").key("total"));
         let first_byte_shown = first_byte.shown_or(&duration_text(timeouts.first_byte));
         let total_shown = total.shown_or(&duration_text(timeouts.total));
         return Err(if total.is_written() {
-            total.fault(format!(
-                "{total_shown} is not allowed (at least first_byte, {first_byte_shown})"
-            ))
+            total.fault(format!("{total_shown} is not allowed (at least first_byte, {first_byte_shown})"))
         } else {
-            first_byte.fault(format!(
-                "{first_byte_shown} is not allowed (at most total, {total_shown})"
-            ))
+            first_byte.fault(format!("{first_byte_shown} is not allowed (at most total, {total_shown})"))
         });
     }
     Ok(())
 }
 
 fn retries(retries: &Retries, spot: &Spot<'_>) -> Result<(), Fault> {
-    match retries
-        .on
-        .iter()
-        .enumerate()
-        .find(|(n, on)| retries.on.iter().take(*n).any(|first| first == *on))
-    {
-        Some((n, _)) => Err(spot
-            .index(n)
-            .fault(format!("{} stands in the list twice", spot.index(n).shown()))),
+    match retries.on.iter().enumerate().find(|(n, on)| retries.on.iter().take(*n).any(|first| first == *on)) {
+        Some((n, _)) => {
+            Err(spot.index(n).fault(format!("{} stands in the list twice", spot.index(n).shown())))
+        }
         None => Ok(()),
     }
 }
@@ -133,15 +115,10 @@ fn routes(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     count(config.routes.len(), ROUTES_MAX, &spot)?;
     for (n, route) in config.routes.iter().enumerate() {
         let spot = spot.index(n);
-        if !config
-            .clusters
-            .iter()
-            .any(|cluster| cluster.name == route.cluster)
-        {
+        if !config.clusters.iter().any(|cluster| cluster.name == route.cluster) {
             let clusters = root.key("clusters");
-            let known: Vec<_> = (0..config.clusters.len())
-                .map(|n| clusters.index(n).key("name").shown())
-                .collect();
+            let known: Vec<_> =
+                (0..config.clusters.len()).map(|n| clusters.index(n).key("name").shown()).collect();
             let spot = spot.key("cluster");
             return Err(spot.fault(format!(
                 "{} is not a cluster (known: {})",

@@ -93,11 +93,7 @@ pub struct BackendTls {
 
 impl Default for BackendTls {
     fn default() -> Self {
-        Self {
-            server_name: None,
-            ca: None,
-            verify: true,
-        }
+        Self { server_name: None, ca: None, verify: true }
     }
 }
 

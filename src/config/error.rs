@@ -50,22 +50,12 @@ enum What {
 impl Fault {
     /// A problem whose message is complete.
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self {
-            line: None,
-            key: String::new(),
-            what: What::Message(message.into()),
-        }
+        Self { line: None, key: String::new(), what: What::Message(message.into()) }
     }
 
     /// A value that is not among what is allowed.
     pub(super) fn refused(allowed: impl Into<String>) -> Self {
-        Self {
-            line: None,
-            key: String::new(),
-            what: What::Refused {
-                allowed: allowed.into(),
-            },
-        }
+        Self { line: None, key: String::new(), what: What::Refused { allowed: allowed.into() } }
     }
 
     /// Sets the line, unless a more precise one is known.
@@ -104,22 +94,13 @@ impl Fault {
             What::Message(message) => message,
             What::Refused { allowed } => format!("the value is not allowed ({allowed})"),
         };
-        ConfigError {
-            file: file.to_owned(),
-            line: self.line,
-            key: self.key,
-            message,
-        }
+        ConfigError { file: file.to_owned(), line: self.line, key: self.key, message }
     }
 }
 
 /// `clusters` + `[0]` is `clusters[0]`, `clusters[0]` + `name` is `clusters[0].name`.
 pub(super) fn join(parent: &str, child: &str) -> String {
-    let dot = if parent.is_empty() || child.is_empty() || child.starts_with('[') {
-        ""
-    } else {
-        "."
-    };
+    let dot = if parent.is_empty() || child.is_empty() || child.starts_with('[') { "" } else { "." };
     format!("{parent}{dot}{child}")
 }
 
@@ -127,9 +108,5 @@ pub(super) fn join(parent: &str, child: &str) -> String {
 pub(super) fn key_shown(key: &str) -> String {
     let word = |c: &char| c.is_ascii_alphanumeric() || "_-.$<>".contains(*c);
     let shown: String = key.chars().take_while(word).take(40).collect();
-    if shown.len() == key.len() {
-        shown
-    } else {
-        format!("{shown}…")
-    }
+    if shown.len() == key.len() { shown } else { format!("{shown}…") }
 }

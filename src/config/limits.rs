@@ -11,10 +11,7 @@ use super::values::{self, DAY_MS, GIB, KIB, MIB};
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// The largest request body; more is answered with 413.
-    #[serde(
-        deserialize_with = "values::size::<KIB, GIB, _>",
-        serialize_with = "values::write_size"
-    )]
+    #[serde(deserialize_with = "values::size::<KIB, GIB, _>", serialize_with = "values::write_size")]
     pub body_bytes_max: usize,
     /// All request bodies held at once; more is answered with 503.
     #[serde(
@@ -23,10 +20,7 @@ pub struct Limits {
     )]
     pub buffered_bytes_max: usize,
     /// The head of a request: request line and headers.
-    #[serde(
-        deserialize_with = "values::size::<KIB, MIB, _>",
-        serialize_with = "values::write_size"
-    )]
+    #[serde(deserialize_with = "values::size::<KIB, MIB, _>", serialize_with = "values::write_size")]
     pub header_bytes_max: usize,
     /// The number of headers of a request.
     #[serde(deserialize_with = "values::integer::<1, 256, _>")]
@@ -38,10 +32,7 @@ pub struct Limits {
     #[serde(deserialize_with = "values::integer::<1, 1_000_000, _>")]
     pub connections_per_client_max: usize,
     /// How much of a rejected body is read, so that the client sees the answer.
-    #[serde(
-        deserialize_with = "values::size::<0, GIB, _>",
-        serialize_with = "values::write_size"
-    )]
+    #[serde(deserialize_with = "values::size::<0, GIB, _>", serialize_with = "values::write_size")]
     pub drain_bytes_max: usize,
     /// The largest `/v1/models` answer taken from a backend.
     #[serde(
@@ -159,11 +150,7 @@ pub struct Retries {
 impl Default for Retries {
     fn default() -> Self {
         use RetryOn::{Connect, Stale, Status502, Status503, Status504};
-        Self {
-            tries_max: 3,
-            budget_ratio: 0.2,
-            on: vec![Connect, Stale, Status502, Status503, Status504],
-        }
+        Self { tries_max: 3, budget_ratio: 0.2, on: vec![Connect, Stale, Status502, Status503, Status504] }
     }
 }
 

@@ -115,9 +115,7 @@ impl Config {
         name: &str,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        parse(text, lookup)
-            .map(|(config, _)| config)
-            .map_err(|fault| fault.into_error(name))
+        parse(text, lookup).map(|(config, _)| config).map_err(|fault| fault.into_error(name))
     }
 
     /// The effective configuration: every key, defaults included, in the order of the reference file. Secrets are
@@ -159,10 +157,7 @@ fn text_of(path: &Path) -> Result<String, Fault> {
 }
 
 /// What is not text becomes text that `substitute` refuses.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that reads the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 fn environment(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }

@@ -21,10 +21,7 @@ pub(super) fn text<'de, D: Deserializer<'de>, T>(
         Written::Text(text) => read(text),
         _ => None,
     };
-    d.deserialize_str(Scalar {
-        allowed: allowed.to_owned(),
-        read,
-    })
+    d.deserialize_str(Scalar { allowed: allowed.to_owned(), read })
 }
 
 /// `T` or null, for readers that are types.
@@ -60,22 +57,16 @@ readable!(Host, String, host);
 
 /// An address to listen on. Port 0 lets the system choose.
 pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
-    text(d, "ip:port, such as 0.0.0.0:8080 or [::1]:8080", |text| {
-        text.parse().ok()
-    })
+    text(d, "ip:port, such as 0.0.0.0:8080 or [::1]:8080", |text| text.parse().ok())
 }
 
 /// The address of a server: an IP address or a DNS name, and a port.
 pub(super) fn server_address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    text(
-        d,
-        "host:port, such as 10.0.0.10:8000, [::1]:8000 or vllm-0.example:8000",
-        |text| {
-            let (host, port) = text.rsplit_once(':')?;
-            let port = digits(port).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port));
-            (port && is_host(host)).then(|| text.to_owned())
-        },
-    )
+    text(d, "host:port, such as 10.0.0.10:8000, [::1]:8000 or vllm-0.example:8000", |text| {
+        let (host, port) = text.rsplit_once(':')?;
+        let port = digits(port).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port));
+        (port && is_host(host)).then(|| text.to_owned())
+    })
 }
 
 /// A DNS name or an IP address without brackets, for the name in a certificate.
@@ -89,9 +80,7 @@ fn host<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
 pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     text(d, "1 to 64 of the characters A-Z a-z 0-9 . _ -", |text| {
         let fits = (1..=64).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         fits.then(|| text.to_owned())
     })
 }
@@ -99,10 +88,8 @@ pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error>
 /// The path of a URL, without query.
 pub(super) fn url_path<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     text(d, "a path that begins with /, without spaces, ? and #", |text| {
-        let fits = text.starts_with('/')
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
+        let fits =
+            text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
         fits.then(|| text.to_owned())
     })
 }
@@ -116,9 +103,7 @@ pub(super) fn path<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error>
 
 /// The name of an HTTP header, in any case.
 fn header_name<'de, D: Deserializer<'de>>(d: D) -> Result<HeaderName, D::Error> {
-    text(d, "the name of an HTTP header, such as x-user-id", |text| {
-        text.parse().ok()
-    })
+    text(d, "the name of an HTTP header, such as x-user-id", |text| text.parse().ok())
 }
 
 /// Writes the name of a header, or null.
@@ -132,18 +117,14 @@ pub(super) fn write_header<S: Serializer>(header: &Option<HeaderName>, s: S) -> 
 
 fn is_host(host: &str) -> bool {
     if let Some(inside) = host.strip_prefix('[') {
-        return inside
-            .strip_suffix(']')
-            .is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+        return inside.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
     }
     let name = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
     // A name whose last part is a number is a mistyped IP address.
     let numeric = name.rsplit('.').next().is_some_and(|last| digits(last).is_some());

@@ -63,9 +63,7 @@ fn check_authorities(path: &Path, spot: &Spot<'_>) -> Result<(), Fault> {
 /// The certificates of a PEM file, at least one.
 fn certificates(path: &Path, spot: &Spot<'_>) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let refused = |error| refused(spot, "a certificate", &error);
-    let chain = CertificateDer::pem_file_iter(path)
-        .map_err(refused)?
-        .collect::<Result<Vec<_>, _>>();
+    let chain = CertificateDer::pem_file_iter(path).map_err(refused)?.collect::<Result<Vec<_>, _>>();
     match chain {
         Ok(chain) if chain.is_empty() => Err(refused(pem::Error::NoItemsFound)),
         Ok(chain) => Ok(chain),

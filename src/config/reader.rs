@@ -36,15 +36,9 @@ impl<'a> Reader<'a> {
                         return Err(Fault::new(message).at(key.line).under_key(&key.text));
                     }
                 }
-                Ok(Entries {
-                    rest: entries.iter(),
-                    value: None,
-                })
+                Ok(Entries { rest: entries.iter(), value: None })
             }
-            Data::Scalar(scalar) if scalar.is_null() => Ok(Entries {
-                rest: [].iter(),
-                value: None,
-            }),
+            Data::Scalar(scalar) if scalar.is_null() => Ok(Entries { rest: [].iter(), value: None }),
             // The text may be a key and its secret that lack the space between them: do not show it.
             Data::Scalar(_) => Err(Fault::refused(allowed()).about("a single value")),
             Data::List(_) => Err(Fault::refused(allowed())),
@@ -160,9 +154,7 @@ impl<'de> de::SeqAccess<'de> for Items<'de> {
         let Some((index, node)) = self.0.next() else {
             return Ok(None);
         };
-        seed.deserialize(Reader(node))
-            .map(Some)
-            .map_err(|fault| place(fault, node).under_index(index))
+        seed.deserialize(Reader(node)).map(Some).map_err(|fault| place(fault, node).under_index(index))
     }
 }
 
@@ -180,18 +172,12 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
         };
         self.value = Some((key, value));
         let text: StrDeserializer<'de, Fault> = key.text.as_str().into_deserializer();
-        seed.deserialize(text)
-            .map(Some)
-            .map_err(|fault| fault.at(key.line))
+        seed.deserialize(text).map(Some).map_err(|fault| fault.at(key.line))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
-        let (key, node) = self
-            .value
-            .take()
-            .ok_or_else(|| Fault::new("a value was read before its key"))?;
-        seed.deserialize(Reader(node))
-            .map_err(|fault| place(fault, node).under_key(&key.text))
+        let (key, node) = self.value.take().ok_or_else(|| Fault::new("a value was read before its key"))?;
+        seed.deserialize(Reader(node)).map_err(|fault| place(fault, node).under_key(&key.text))
     }
 }
 
@@ -220,11 +206,7 @@ impl de::Error for Fault {
     }
 
     fn unknown_variant(found: &str, allowed: &'static [&'static str]) -> Self {
-        Fault::refused(format!(
-            "{}{}",
-            allowed.join(", "),
-            did_you_mean(found, allowed, "; ")
-        ))
+        Fault::refused(format!("{}{}", allowed.join(", "), did_you_mean(found, allowed, "; ")))
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {

@@ -25,11 +25,7 @@ pub struct Route {
 impl Route {
     /// Every request to `cluster`.
     pub(super) fn all(cluster: &str) -> Self {
-        Self {
-            path: root(),
-            model: ModelPattern::default(),
-            cluster: cluster.to_owned(),
-        }
+        Self { path: root(), model: ModelPattern::default(), cluster: cluster.to_owned() }
     }
 
     /// Whether the path (without query) is this route's or below it, whatever the model.
@@ -76,15 +72,9 @@ impl ModelPattern {
             "" => None,
             "*" => Some(Self::default()),
             _ => {
-                let glob = GlobBuilder::new(text)
-                    .literal_separator(false)
-                    .backslash_escape(true)
-                    .build()
-                    .ok()?;
-                Some(Self {
-                    text: text.to_owned(),
-                    matcher: Some(glob.compile_matcher()),
-                })
+                let glob =
+                    GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build().ok()?;
+                Some(Self { text: text.to_owned(), matcher: Some(glob.compile_matcher()) })
             }
         }
     }
@@ -117,10 +107,7 @@ impl ModelPattern {
 
 impl Default for ModelPattern {
     fn default() -> Self {
-        Self {
-            text: "*".to_owned(),
-            matcher: None,
-        }
+        Self { text: "*".to_owned(), matcher: None }
     }
 }
 
@@ -140,11 +127,7 @@ impl Serialize for ModelPattern {
 
 impl<'de> Deserialize<'de> for ModelPattern {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        names::text(
-            d,
-            "the name of a model or a glob such as org/*",
-            ModelPattern::new,
-        )
+        names::text(d, "the name of a model or a glob such as org/*", ModelPattern::new)
     }
 }
 

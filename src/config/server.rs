@@ -78,11 +78,7 @@ pub struct ListenerTls {
 /// The listeners of a file that names none.
 pub(super) fn listeners() -> Vec<Listener> {
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
-    vec![Listener {
-        address,
-        h2c: true,
-        tls: None,
-    }]
+    vec![Listener { address, h2c: true, tls: None }]
 }
 
 /// The admin listener: metrics, health, state.
@@ -98,10 +94,7 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self {
-            address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
-            token: None,
-        }
+        Self { address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))), token: None }
     }
 }
 

@@ -15,11 +15,7 @@ pub(super) struct Spot<'a> {
 
 impl<'a> Spot<'a> {
     pub(super) fn root(node: &'a Node) -> Self {
-        Self {
-            node: Some(node),
-            line: node.line,
-            key: String::new(),
-        }
+        Self { node: Some(node), line: node.line, key: String::new() }
     }
 
     pub(super) fn key(&self, key: &str) -> Self {
@@ -71,10 +67,6 @@ impl<'a> Spot<'a> {
     }
 
     fn step(&self, node: Option<&'a Node>, child: &str) -> Self {
-        Self {
-            node,
-            line: node.map_or(self.line, |node| node.line),
-            key: join(&self.key, child),
-        }
+        Self { node, line: node.map_or(self.line, |node| node.line), key: join(&self.key, child) }
     }
 }

@@ -46,11 +46,7 @@ impl References {
                     out.push(stand_in(references.len()).ok_or_else(|| {
                         Fault::new(format!("more than {REFERENCES_MAX} references")).at(n + 1)
                     })?);
-                    references.push(Reference {
-                        line: n + 1,
-                        written: written.to_owned(),
-                        kind,
-                    });
+                    references.push(Reference { line: n + 1, written: written.to_owned(), kind });
                     rest = after;
                 } else {
                     out.push(c);
@@ -64,9 +60,7 @@ impl References {
     /// Puts values in place of the stand-ins.
     pub(super) fn fill(&self, node: &mut Node, lookup: &dyn Fn(&str) -> Option<String>) -> Result<(), Fault> {
         match &mut node.data {
-            Data::Scalar(scalar) => self
-                .fill_scalar(scalar, lookup)
-                .map_err(|fault| fault.at(node.line)),
+            Data::Scalar(scalar) => self.fill_scalar(scalar, lookup).map_err(|fault| fault.at(node.line)),
             Data::List(items) => items
                 .iter_mut()
                 .enumerate()
@@ -75,8 +69,7 @@ impl References {
                 if key.text.contains(stands_in) || key.text.contains("${") {
                     return Err(Fault::new("a key cannot hold a reference such as ${NAME}").at(key.line));
                 }
-                self.fill(value, lookup)
-                    .map_err(|fault| fault.under_key(&key.text))
+                self.fill(value, lookup).map_err(|fault| fault.under_key(&key.text))
             }),
         }
     }
@@ -118,10 +111,7 @@ fn value(
 ) -> Result<(String, bool), Fault> {
     match (lookup(name), default) {
         (Some(value), default) if default.is_none() || !value.is_empty() => {
-            if value
-                .chars()
-                .any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER || stands_in(c))
-            {
+            if value.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER || stands_in(c)) {
                 return Err(Fault::new(format!(
                     "the environment variable {name} holds a line break, another control character or bytes that are not UTF-8"
                 )));
@@ -148,16 +138,8 @@ fn reference(text: &str) -> Option<(&str, &str, Kind)> {
     let named = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         && name.chars().next().is_some_and(|c| !c.is_ascii_digit());
     let written = text.get(..text.len() - after.len())?;
-    (named && !written.contains(stands_in)).then(|| {
-        (
-            written,
-            after,
-            Kind::Variable {
-                name: name.to_owned(),
-                default,
-            },
-        )
-    })
+    (named && !written.contains(stands_in))
+        .then(|| (written, after, Kind::Variable { name: name.to_owned(), default }))
 }
 
 fn stand_in(n: usize) -> Option<char> {

@@ -94,13 +94,9 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
     for event in Parser::new_from_str(text) {
         let (event, span) =
             event.map_err(|e| Fault::new(format!("not valid YAML: {}", e.info())).at(e.marker().line()))?;
-        builder
-            .take(event, span)
-            .map_err(|fault| fault.at(span.start.line()))?;
+        builder.take(event, span).map_err(|fault| fault.at(span.start.line()))?;
     }
-    builder
-        .root
-        .ok_or_else(|| Fault::new("the file is empty; at least the key clusters is needed").at(1))
+    builder.root.ok_or_else(|| Fault::new("the file is empty; at least the key clusters is needed").at(1))
 }
 
 #[derive(Default)]
@@ -130,51 +126,24 @@ impl Builder {
         match event {
             Event::Scalar(_, _, _, Some(_))
             | Event::SequenceStart(_, Some(_))
-            | Event::MappingStart(_, Some(_)) => Err(Fault::new(
-                "YAML tags (words that begin with !) have no meaning here",
-            )),
+            | Event::MappingStart(_, Some(_)) => {
+                Err(Fault::new("YAML tags (words that begin with !) have no meaning here"))
+            }
             Event::Scalar(text, style, anchor, None) => {
                 let text = text.into_owned();
                 let plain = style == ScalarStyle::Plain;
-                let scalar = Scalar {
-                    written: text.clone(),
-                    text,
-                    plain,
-                    from_environment: false,
-                };
-                self.close(
-                    anchor,
-                    Node {
-                        line,
-                        data: Data::Scalar(scalar),
-                    },
-                )
+                let scalar = Scalar { written: text.clone(), text, plain, from_environment: false };
+                self.close(anchor, Node { line, data: Data::Scalar(scalar) })
             }
             Event::SequenceStart(anchor, None) => self.open(anchor, line, Inside::List(Vec::new())),
             Event::MappingStart(anchor, None) => self.open(anchor, line, Inside::Map(Vec::new(), None)),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open {
-                    anchor,
-                    line,
-                    inside: Inside::List(items),
-                }) => self.close(
-                    anchor,
-                    Node {
-                        line,
-                        data: Data::List(items),
-                    },
-                ),
-                Some(Open {
-                    anchor,
-                    line,
-                    inside: Inside::Map(entries, _),
-                }) => self.close(
-                    anchor,
-                    Node {
-                        line,
-                        data: Data::Map(entries),
-                    },
-                ),
+                Some(Open { anchor, line, inside: Inside::List(items) }) => {
+                    self.close(anchor, Node { line, data: Data::List(items) })
+                }
+                Some(Open { anchor, line, inside: Inside::Map(entries, _) }) => {
+                    self.close(anchor, Node { line, data: Data::Map(entries) })
+                }
                 None => Ok(()),
             },
             Event::Alias(anchor) => {
@@ -185,9 +154,9 @@ impl Builder {
                 self.count(node.nodes())?;
                 self.close(0, node)
             }
-            Event::DocumentStart(_) if self.root.is_some() => Err(Fault::new(
-                "a second YAML document begins here; a configuration is one document",
-            )),
+            Event::DocumentStart(_) if self.root.is_some() => {
+                Err(Fault::new("a second YAML document begins here; a configuration is one document"))
+            }
             Event::DocumentStart(_)
             | Event::DocumentEnd
             | Event::StreamStart
@@ -199,9 +168,7 @@ impl Builder {
     fn count(&mut self, nodes: usize) -> Result<(), Fault> {
         self.nodes += nodes;
         if self.nodes > NODES_MAX {
-            return Err(Fault::new(format!(
-                "more than {NODES_MAX} values, aliases counted in full"
-            )));
+            return Err(Fault::new(format!("more than {NODES_MAX} values, aliases counted in full")));
         }
         Ok(())
     }
@@ -229,10 +196,7 @@ impl Builder {
                 }
                 None => match node.data {
                     Data::Scalar(scalar) => {
-                        *pending = Some(Key {
-                            line: node.line,
-                            text: scalar.text,
-                        });
+                        *pending = Some(Key { line: node.line, text: scalar.text });
                     }
                     _ => return Err(Fault::new(format!("{} cannot be a key", node.shown()))),
                 },

@@ -16,12 +16,8 @@ pub(super) const SECOND_MS: u64 = 1000;
 pub(super) const DAY_MS: u64 = 24 * 3600 * SECOND_MS;
 
 const SIZES: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-const DURATIONS: [(&str, u64); 4] = [
-    ("ms", 1),
-    ("h", 3600 * SECOND_MS),
-    ("m", 60 * SECOND_MS),
-    ("s", SECOND_MS),
-];
+const DURATIONS: [(&str, u64); 4] =
+    [("ms", 1), ("h", 3600 * SECOND_MS), ("m", 60 * SECOND_MS), ("s", SECOND_MS)];
 
 /// A scalar that is read from what was written: a number as such, anything else as text.
 pub(super) struct Scalar<F> {
@@ -64,10 +60,7 @@ pub(super) fn integer<'de, const MIN: usize, const MAX: usize, D: Deserializer<'
         Written::Integer(n) => usize::try_from(n).ok().filter(|n| (MIN..=MAX).contains(n)),
         _ => None,
     };
-    d.deserialize_any(Scalar {
-        allowed: format!("{MIN} to {MAX}"),
-        read,
-    })
+    d.deserialize_any(Scalar { allowed: format!("{MIN} to {MAX}"), read })
 }
 
 /// A share of a whole.
@@ -78,10 +71,7 @@ pub(super) fn ratio<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
         Written::Decimal(n) => Some(n).filter(|n| (0.0..=1.0).contains(n)),
         _ => None,
     };
-    d.deserialize_any(Scalar {
-        allowed: "0.0 to 1.0".to_owned(),
-        read,
-    })
+    d.deserialize_any(Scalar { allowed: "0.0 to 1.0".to_owned(), read })
 }
 
 /// A number of bytes within bounds: `16MiB`, `64KiB`, `1GiB` or a plain number.
@@ -99,10 +89,7 @@ pub(super) fn size<'de, const MIN: usize, const MAX: usize, D: Deserializer<'de>
         usize::try_from(bytes?).ok().filter(|n| (MIN..=MAX).contains(n))
     };
     let (min, max) = (size_text(MIN), size_text(MAX));
-    d.deserialize_any(Scalar {
-        allowed: format!("{min} to {max}; the units are KiB, MiB and GiB"),
-        read,
-    })
+    d.deserialize_any(Scalar { allowed: format!("{min} to {max}; the units are KiB, MiB and GiB"), read })
 }
 
 /// A duration within bounds, in milliseconds: `50ms`, `2s`, `10m`, `1h30m`.
@@ -110,23 +97,17 @@ pub(super) fn duration<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>
     d: D,
 ) -> Result<Duration, D::Error> {
     let read = |written: Written<'_>| match written {
-        Written::Text(text) => duration_ms(text)
-            .filter(|ms| (MIN..=MAX).contains(ms))
-            .map(Duration::from_millis),
+        Written::Text(text) => {
+            duration_ms(text).filter(|ms| (MIN..=MAX).contains(ms)).map(Duration::from_millis)
+        }
         _ => None,
     };
     let (min, max) = (ms_text(MIN), ms_text(MAX));
-    d.deserialize_any(Scalar {
-        allowed: format!("{min} to {max}; the units are ms, s, m and h"),
-        read,
-    })
+    d.deserialize_any(Scalar { allowed: format!("{min} to {max}; the units are ms, s, m and h"), read })
 }
 
 /// Writes a number of bytes with the largest unit that divides it, or as a plain number.
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde gives a reference to the field"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference to the field")]
 pub(super) fn write_size<S: Serializer>(bytes: &usize, s: S) -> Result<S::Ok, S::Error> {
     let text = size_text(*bytes);
     match digits(&text) {
@@ -143,10 +124,7 @@ pub(super) fn write_duration<S: Serializer>(duration: &Duration, s: S) -> Result
 /// A size as it is read.
 pub(super) fn size_text(bytes: usize) -> String {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-    match SIZES
-        .iter()
-        .find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit))
-    {
+    match SIZES.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
         Some((name, unit)) => format!("{}{name}", bytes / unit),
         None => bytes.to_string(),
     }
@@ -187,7 +165,5 @@ fn duration_ms(text: &str) -> Option<u64> {
 
 /// A number of ASCII digits only, which `parse` alone does not ask for.
 pub(super) fn digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }

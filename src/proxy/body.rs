@@ -50,9 +50,7 @@ pub async fn read(
         return Err(Failure::Reject(Reject::body_too_large(limits.body_bytes_max)));
     }
     if expects_continue(session) {
-        ask_for_body(session)
-            .await
-            .map_err(|e| Failure::Broken(e.into_down()))?;
+        ask_for_body(session).await.map_err(|e| Failure::Broken(e.into_down()))?;
     }
     let reading = collect(session, declared, limits.body_bytes_max, budget.share());
     match timeout(timeouts.body, reading).await {
@@ -78,11 +76,7 @@ async fn collect(
 ) -> Result<Body, Failure> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(chunk) = session
-        .read_request_body()
-        .await
-        .map_err(|e| Failure::Broken(e.into_down()))?
-    {
+    while let Some(chunk) = session.read_request_body().await.map_err(|e| Failure::Broken(e.into_down()))? {
         if first.len() + all.len() + chunk.len() > bytes_max {
             return Err(Failure::Reject(Reject::body_too_large(bytes_max)));
         }
@@ -95,9 +89,7 @@ async fn collect(
         }
         if all.is_empty() {
             all.reserve(
-                declared
-                    .unwrap_or(0)
-                    .clamp(*FIRST_ALLOCATION_BYTES.start(), *FIRST_ALLOCATION_BYTES.end()),
+                declared.unwrap_or(0).clamp(*FIRST_ALLOCATION_BYTES.start(), *FIRST_ALLOCATION_BYTES.end()),
             );
             all.extend_from_slice(&std::mem::take(&mut first));
         }
@@ -120,18 +112,10 @@ pub async fn drain(session: &mut ServerSession, bytes_max: usize, time_max: Dura
 }
 
 fn declared_bytes(session: &ServerSession) -> Option<usize> {
-    session
-        .get_header(CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    session.get_header(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// Whether the client waits for `100 Continue` before it sends. Pingora does not answer it by itself.
 fn expects_continue(session: &ServerSession) -> bool {
-    session
-        .get_header(EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    session.get_header(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }

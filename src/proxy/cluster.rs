@@ -59,11 +59,7 @@ impl Cluster {
             .collect()
         };
         let fresh = healthy(true);
-        if fresh.is_empty() && same_allowed {
-            healthy(false)
-        } else {
-            fresh
-        }
+        if fresh.is_empty() && same_allowed { healthy(false) } else { fresh }
     }
 
     /// What `consistent_hash` goes by; empty under the other policies.
@@ -72,16 +68,9 @@ impl Cluster {
         if self.policy != Policy::ConsistentHash {
             return Vec::new();
         }
-        let header = self
-            .hash_header
-            .as_ref()
-            .and_then(|name| session.req_header().headers.get(name));
-        let address = || {
-            session
-                .client_addr()
-                .and_then(|address| address.as_inet())
-                .map(|inet| inet.ip().to_string())
-        };
+        let header = self.hash_header.as_ref().and_then(|name| session.req_header().headers.get(name));
+        let address =
+            || session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip().to_string());
         match header {
             Some(value) => value.as_bytes().to_vec(),
             None => address().unwrap_or_default().into_bytes(),

@@ -169,11 +169,7 @@ impl Connection {
         self.bytes += arrived.len();
         self.first_line_complete |= arrived.contains(&b'\n');
         too_long.then(|| {
-            if self.first_line_complete {
-                Reject::header_too_large()
-            } else {
-                Reject::target_too_long()
-            }
+            if self.first_line_complete { Reject::header_too_large() } else { Reject::target_too_long() }
         })
     }
 
@@ -349,9 +345,7 @@ impl GetSocketDigest for Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("phase", &self.phase)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("phase", &self.phase).finish_non_exhaustive()
     }
 }
 
@@ -364,20 +358,14 @@ mod tests {
     fn connection() -> (Connection, DuplexStream) {
         let (ours, theirs) = duplex(1 << 20);
         let refused = crate::metrics::Metrics::new().unwrap().connections_refused;
-        let limits = Limits {
-            header_bytes_max: 1024,
-            ..Limits::default()
-        };
+        let limits = Limits { header_bytes_max: 1024, ..Limits::default() };
         let timeouts = Timeouts {
             idle: Duration::from_mins(1),
             header: Duration::from_secs(10),
             drain: Duration::from_secs(2),
             ..Timeouts::default()
         };
-        (
-            Connection::new(Box::new(ours), HeaderLimits::new(&limits, &timeouts, refused)),
-            theirs,
-        )
+        (Connection::new(Box::new(ours), HeaderLimits::new(&limits, &timeouts, refused)), theirs)
     }
 
     async fn answer(mut theirs: DuplexStream) -> String {
@@ -416,11 +404,7 @@ mod tests {
         };
         let (theirs, elapsed) = tokio::join!(dripping, reading);
         assert!(answer(theirs).await.starts_with("HTTP/1.1 408 "));
-        assert_eq!(
-            elapsed,
-            Duration::from_secs(12),
-            "ten, and two to read what follows"
-        );
+        assert_eq!(elapsed, Duration::from_secs(12), "ten, and two to read what follows");
     }
 
     #[tokio::test(start_paused = true)]
@@ -440,11 +424,7 @@ mod tests {
         let ended = Instant::now();
         assert_eq!(ours.read(&mut [0; 1]).await.unwrap(), 0);
         assert_eq!(ended.elapsed(), Duration::from_mins(1));
-        assert_eq!(
-            ours.limits.refused.with_label_values(&["idle"]).get(),
-            0,
-            "it was served"
-        );
+        assert_eq!(ours.limits.refused.with_label_values(&["idle"]).get(), 0, "it was served");
     }
 
     #[tokio::test(start_paused = true)]
@@ -472,11 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn peeking_neither_loses_bytes_nor_waits_for_more_than_it_needs() {
-        for (sent, is_h2) in [
-            (&b"GET / HTTP/1.0\r\n\r\n"[..], false),
-            (H2_PREFACE, true),
-            (b"PRI", false),
-        ] {
+        for (sent, is_h2) in [(&b"GET / HTTP/1.0\r\n\r\n"[..], false), (H2_PREFACE, true), (b"PRI", false)] {
             let (mut ours, mut theirs) = connection();
             theirs.write_all(sent).await.unwrap();
             if sent == b"PRI" {

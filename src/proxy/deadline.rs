@@ -92,11 +92,7 @@ impl Deadlines {
             (self.first_byte, Missed::FirstByte)
         };
         let due = self.heard + wait;
-        if due < self.ends {
-            (due, missed)
-        } else {
-            (self.ends, Missed::Total)
-        }
+        if due < self.ends { (due, missed) } else { (self.ends, Missed::Total) }
     }
 
     /// Waits until a deadline is over. Safe to drop and call again.
@@ -148,9 +144,6 @@ mod tests {
         }
         assert_eq!(deadlines.missed().await, Missed::BetweenBytes);
         assert_eq!(started.elapsed(), Duration::from_secs(7));
-        assert_eq!(
-            Missed::of(&Missed::BetweenBytes.into_error()),
-            Some(Missed::BetweenBytes)
-        );
+        assert_eq!(Missed::of(&Missed::BetweenBytes.into_error()), Some(Missed::BetweenBytes));
     }
 }

@@ -35,12 +35,7 @@ impl Guard {
         header_limits: HeaderLimits,
         refused: IntCounterVec,
     ) -> Self {
-        Self {
-            proxy,
-            connections,
-            header_limits,
-            refused,
-        }
+        Self { proxy, connections, header_limits, refused }
     }
 }
 
@@ -48,10 +43,8 @@ impl Guard {
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let digest = stream.get_socket_digest();
-        let client = digest
-            .as_ref()
-            .and_then(|digest| digest.peer_addr())
-            .and_then(|address| address.as_inet());
+        let client =
+            digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
         match self.connections.admit(client.map(std::net::SocketAddr::ip)) {
             Ok(_permit) => {
                 let connection = Connection::new(stream, self.header_limits.clone());
@@ -122,10 +115,7 @@ impl Connections {
             *count += 1;
         }
         open.all += 1;
-        Ok(Permit {
-            connections: Arc::clone(self),
-            client,
-        })
+        Ok(Permit { connections: Arc::clone(self), client })
     }
 }
 
@@ -150,16 +140,9 @@ mod tests {
 
     #[test]
     fn places_are_bounded_in_all_and_per_client_and_come_back() {
-        let limits = Limits {
-            connections_max: 3,
-            connections_per_client_max: 2,
-            ..Limits::default()
-        };
+        let limits = Limits { connections_max: 3, connections_per_client_max: 2, ..Limits::default() };
         let connections = Connections::new(&limits);
-        let (one, other) = (
-            Some(IpAddr::from([10, 0, 0, 1])),
-            Some(IpAddr::from([10, 0, 0, 2])),
-        );
+        let (one, other) = (Some(IpAddr::from([10, 0, 0, 1])), Some(IpAddr::from([10, 0, 0, 2])));
         let first = connections.admit(one).unwrap();
         let second = connections.admit(one).unwrap();
         assert_eq!(connections.admit(one).err(), Some("connections_per_client_max"));
@@ -169,9 +152,6 @@ mod tests {
         assert!(connections.admit(one).is_ok());
         drop(second);
         assert_eq!(connections.count(), 0);
-        assert!(
-            connections.open.lock().by_client.is_empty(),
-            "no address is remembered"
-        );
+        assert!(connections.open.lock().by_client.is_empty(), "no address is remembered");
     }
 }

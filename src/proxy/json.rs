@@ -17,9 +17,7 @@ impl<'a> Fields<'a> {
     /// Reads `text`, which has no fields when it is not an object.
     #[must_use]
     pub fn of(text: &'a [u8]) -> Self {
-        Self {
-            rest: text.trim_ascii_start().strip_prefix(b"{").unwrap_or_default(),
-        }
+        Self { rest: text.trim_ascii_start().strip_prefix(b"{").unwrap_or_default() }
     }
 }
 

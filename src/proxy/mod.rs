@@ -108,14 +108,9 @@ impl Gateway {
         if !self.routes.knows_path(session.req_header().uri.path()) {
             return Err(Reject::no_route().into());
         }
-        let body = body::read(
-            session.as_downstream_mut(),
-            &self.limits,
-            &self.timeouts,
-            &self.budget,
-        )
-        .await
-        .map_err(Stop::Failure)?;
+        let body = body::read(session.as_downstream_mut(), &self.limits, &self.timeouts, &self.budget)
+            .await
+            .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
         ctx.prompt = understand(&body.bytes).await;
         let path = session.req_header().uri.path();
@@ -127,10 +122,7 @@ impl Gateway {
         ctx.cluster = self.clusters.get(index).cloned();
         self.retry_budget.pay_in();
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
-        ctx.keep(
-            replay::install(session.as_downstream_mut(), body.bytes, deadlines),
-            body.share,
-        );
+        ctx.keep(replay::install(session.as_downstream_mut(), body.bytes, deadlines), body.share);
         Ok(())
     }
 
@@ -161,12 +153,7 @@ impl Gateway {
         let sent = reject::send(session, &reject, ctx.id_text()).await;
         ctx.rejected(reject, &self.metrics);
         if sent.is_ok() {
-            body::drain(
-                session.as_downstream_mut(),
-                self.limits.drain_bytes_max,
-                self.timeouts.drain,
-            )
-            .await;
+            body::drain(session.as_downstream_mut(), self.limits.drain_bytes_max, self.timeouts.drain).await;
         }
     }
 
@@ -184,16 +171,10 @@ impl Gateway {
         } else if !self.retry_budget.allows(cause) {
             "budget"
         } else {
-            self.metrics
-                .retries
-                .with_label_values(&[cluster.name(), cause.name()])
-                .inc();
+            self.metrics.retries.with_label_values(&[cluster.name(), cause.name()]).inc();
             return true;
         };
-        self.metrics
-            .retries_refused
-            .with_label_values(&[cluster.name(), refused])
-            .inc();
+        self.metrics.retries_refused.with_label_values(&[cluster.name(), refused]).inc();
         false
     }
 
@@ -224,9 +205,7 @@ async fn understand(body: &Bytes) -> prompt::Prompt {
         return prompt::parse(body);
     }
     let body = body.clone();
-    tokio::task::spawn_blocking(move || prompt::parse(&body))
-        .await
-        .unwrap_or_default()
+    tokio::task::spawn_blocking(move || prompt::parse(&body)).await.unwrap_or_default()
 }
 
 #[async_trait]
@@ -333,29 +312,22 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestCtx,
         reused: bool,
     ) -> Box<Error> {
-        let final_written = session
-            .response_written()
-            .is_some_and(|header| !header.status.is_informational());
+        let final_written =
+            session.response_written().is_some_and(|header| !header.status.is_informational());
         if let Some(missed) = Missed::of(&error) {
             error.as_up();
             ctx.missed = Some(missed);
             ctx.reject = Some(Reject::backend_timeout());
         }
         let upstream = *error.esource() == ErrorSource::Upstream;
-        let cause = if upstream && !final_written {
-            Cause::of(&error, reused)
-        } else {
-            None
-        };
+        let cause = if upstream && !final_written { Cause::of(&error, reused) } else { None };
         let retry = self.try_failed(ctx, cause);
         error.set_retry(retry);
         error
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let answered = session
-            .response_written()
-            .is_some_and(|header| !header.status.is_informational());
+        let answered = session.response_written().is_some_and(|header| !header.status.is_informational());
         let client_failed = *error.esource() == ErrorSource::Downstream;
         let mut error_code = 0;
         let nobody_listens = client_failed && request::is_disconnect(error);
@@ -367,10 +339,7 @@ impl ProxyHttp for Gateway {
             let _client_may_be_gone = reject::send(session, &reject, ctx.id_text()).await;
             ctx.rejected(reject, &self.metrics);
         }
-        FailToProxy {
-            error_code,
-            can_reuse_downstream: false,
-        }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {

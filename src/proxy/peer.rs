@@ -61,14 +61,10 @@ pub struct Peer {
 pub fn choose(policy: Policy, candidates: &[Candidate], pick: Option<usize>) -> Option<Peer> {
     let picked = candidates.iter().find(|candidate| Some(candidate.index) == pick);
     let by_pick = |reason| match picked {
-        Some(candidate) => Some(Peer {
-            index: candidate.index,
-            reason,
-        }),
-        None => candidates.first().map(|candidate| Peer {
-            index: candidate.index,
-            reason: Reason::Remaining,
-        }),
+        Some(candidate) => Some(Peer { index: candidate.index, reason }),
+        None => {
+            candidates.first().map(|candidate| Peer { index: candidate.index, reason: Reason::Remaining })
+        }
     };
     match policy {
         Policy::RoundRobin => by_pick(Reason::RoundRobin),
@@ -79,10 +75,7 @@ pub fn choose(policy: Policy, candidates: &[Candidate], pick: Option<usize>) -> 
                 // a.requests / a.weight against b.requests / b.weight, without dividing
                 (a.requests * b.weight).cmp(&(b.requests * a.weight))
             })?;
-            Some(Peer {
-                index: least.index,
-                reason: Reason::LeastRequests,
-            })
+            Some(Peer { index: least.index, reason: Reason::LeastRequests })
         }
     }
 }
@@ -96,11 +89,7 @@ mod tests {
         requests
             .iter()
             .enumerate()
-            .map(|(index, &requests)| Candidate {
-                index,
-                requests,
-                weight: 1,
-            })
+            .map(|(index, &requests)| Candidate { index, requests, weight: 1 })
             .collect()
     }
 
@@ -109,18 +98,9 @@ mod tests {
         let all = candidates(&[9, 0]);
         assert_eq!(
             choose(Policy::RoundRobin, &all, Some(0)),
-            Some(Peer {
-                index: 0,
-                reason: Reason::RoundRobin
-            })
+            Some(Peer { index: 0, reason: Reason::RoundRobin })
         );
-        assert_eq!(
-            choose(Policy::Random, &all, Some(7)),
-            Some(Peer {
-                index: 0,
-                reason: Reason::Remaining
-            })
-        );
+        assert_eq!(choose(Policy::Random, &all, Some(7)), Some(Peer { index: 0, reason: Reason::Remaining }));
         assert_eq!(choose(Policy::ConsistentHash, &[], Some(0)), None);
     }
 

@@ -45,10 +45,7 @@ mod tests {
     use super::*;
 
     fn prompt(model: &str, stream: bool) -> Prompt {
-        Prompt {
-            model: Some(model.to_owned()),
-            stream,
-        }
+        Prompt { model: Some(model.to_owned()), stream }
     }
 
     #[test]
@@ -59,19 +56,14 @@ mod tests {
 
     #[test]
     fn the_last_of_two_equal_keys_counts_as_in_python() {
-        assert_eq!(
-            parse(br#"{"model":"a","stream":true,"model":"b","stream":false}"#),
-            prompt("b", false)
-        );
+        assert_eq!(parse(br#"{"model":"a","stream":true,"model":"b","stream":false}"#), prompt("b", false));
     }
 
     #[test]
     fn what_stood_before_an_error_is_kept() {
-        for body in [
-            r#"{"model":"a","temperature":NaN}"#,
-            r#"{"model":"a","prompt":"x"#,
-            r#"{"model":"a"} trailing"#,
-        ] {
+        for body in
+            [r#"{"model":"a","temperature":NaN}"#, r#"{"model":"a","prompt":"x"#, r#"{"model":"a"} trailing"#]
+        {
             assert_eq!(parse(body.as_bytes()), prompt("a", false), "{body}");
         }
     }
@@ -79,16 +71,9 @@ mod tests {
     #[test]
     fn what_is_no_name_is_no_model() {
         for model in ["1", "null", "[\"a\"]", "{\"a\":1}", "\"\"", "true", "1e400"] {
-            assert_eq!(
-                parse(format!(r#"{{"model":{model}}}"#).as_bytes()).model,
-                None,
-                "{model}"
-            );
+            assert_eq!(parse(format!(r#"{{"model":{model}}}"#).as_bytes()).model, None, "{model}");
         }
-        assert_eq!(
-            parse(format!(r#"{{"model":"{}"}}"#, "x".repeat(257)).as_bytes()).model,
-            None
-        );
+        assert_eq!(parse(format!(r#"{{"model":"{}"}}"#, "x".repeat(257)).as_bytes()).model, None);
     }
 
     #[test]
@@ -100,11 +85,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_neither_fails_nor_overflows() {
-        let deep = format!(
-            r#"{{"x":{}{},"model":"a"}}"#,
-            "[".repeat(100_000),
-            "]".repeat(100_000)
-        );
+        let deep = format!(r#"{{"x":{}{},"model":"a"}}"#, "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(parse(deep.as_bytes()), prompt("a", false));
     }
 }

@@ -40,12 +40,7 @@ struct Detail<'a> {
 
 impl Reject {
     fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            reason,
-            message: message.into(),
-            retry_after: false,
-        }
+        Self { status, reason, message: message.into(), retry_after: false }
     }
 
     fn with_retry_after(mut self) -> Self {
@@ -63,11 +58,7 @@ impl Reject {
     /// The body did not arrive in time.
     #[must_use]
     pub fn body_timeout() -> Self {
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "body_timeout",
-            "The request body did not arrive in time.",
-        )
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The request body did not arrive in time.")
     }
 
     /// The process holds as many body bytes as it may.
@@ -81,31 +72,19 @@ impl Reject {
     #[must_use]
     pub fn header_too_large() -> Self {
         let message = "The request header is larger than allowed.";
-        Self::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "header_too_large",
-            message,
-        )
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_too_large", message)
     }
 
     /// The request's target is longer than a whole header may be.
     #[must_use]
     pub fn target_too_long() -> Self {
-        Self::new(
-            StatusCode::URI_TOO_LONG,
-            "target_too_long",
-            "The request target is longer than allowed.",
-        )
+        Self::new(StatusCode::URI_TOO_LONG, "target_too_long", "The request target is longer than allowed.")
     }
 
     /// The header did not arrive in time.
     #[must_use]
     pub fn header_timeout() -> Self {
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "header_timeout",
-            "The request header did not arrive in time.",
-        )
+        Self::new(StatusCode::REQUEST_TIMEOUT, "header_timeout", "The request header did not arrive in time.")
     }
 
     /// The request's framing or target is not acceptable.
@@ -117,11 +96,7 @@ impl Reject {
     /// No route matches the path.
     #[must_use]
     pub fn no_route() -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "no_route",
-            "No route of the gateway matches this path.",
-        )
+        Self::new(StatusCode::NOT_FOUND, "no_route", "No route of the gateway matches this path.")
     }
 
     /// Routes match the path, none the model.
@@ -141,31 +116,19 @@ impl Reject {
     /// The backends that were tried could not be reached or broke off before they answered.
     #[must_use]
     pub fn backend_failed() -> Self {
-        Self::new(
-            StatusCode::BAD_GATEWAY,
-            "backend_failed",
-            "The backend failed before it answered.",
-        )
+        Self::new(StatusCode::BAD_GATEWAY, "backend_failed", "The backend failed before it answered.")
     }
 
     /// The backend did not answer in time.
     #[must_use]
     pub fn backend_timeout() -> Self {
-        Self::new(
-            StatusCode::GATEWAY_TIMEOUT,
-            "backend_timeout",
-            "The backend did not answer in time.",
-        )
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", "The backend did not answer in time.")
     }
 
     /// A mistake of the gateway's own.
     #[must_use]
     pub fn internal() -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "The gateway could not handle the request.",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The gateway could not handle the request.")
     }
 
     fn kind(&self) -> &'static str {
@@ -179,12 +142,7 @@ impl Reject {
     /// The JSON body of the answer.
     #[must_use]
     pub fn body(&self) -> Bytes {
-        let error = Detail {
-            message: &self.message,
-            r#type: self.kind(),
-            param: None,
-            code: self.reason,
-        };
+        let error = Detail { message: &self.message, r#type: self.kind(), param: None, code: self.reason };
         serde_json::to_vec(&Answer { error }).unwrap_or_default().into()
     }
 }
@@ -202,10 +160,7 @@ pub async fn send(session: &mut Session, reject: &Reject, request_id: &str) -> R
     if reject.retry_after {
         header.insert_header(RETRY_AFTER, RETRY_AFTER_SECONDS)?;
     }
-    session
-        .as_downstream_mut()
-        .write_error_response(header, body)
-        .await
+    session.as_downstream_mut().write_error_response(header, body).await
 }
 
 #[cfg(test)]

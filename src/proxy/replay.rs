@@ -38,12 +38,7 @@ fn vacant() -> ServerSession {
 pub fn install(session: &mut ServerSession, body: Bytes, deadlines: Deadlines) -> Installed {
     let place = Arc::new(Mutex::new(None));
     let inner = std::mem::replace(session, vacant());
-    let replay = Replay {
-        inner,
-        body,
-        deadlines,
-        place: Arc::clone(&place),
-    };
+    let replay = Replay { inner, body, deadlines, place: Arc::clone(&place) };
     *session = ServerSession::new_custom(Box::new(replay));
     Installed(place)
 }

@@ -18,7 +18,7 @@ use crate::config::{Limits, Timeouts};
 use crate::metrics::Metrics;
 use crate::state::budget::Share;
 use crate::state::fleet::Lease;
-use crate::state::lifecycle::{InFlight, Lifecycle, Phase};
+use crate::state::lifecycle::{InFlight, Lifecycle};
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -104,16 +104,14 @@ impl RequestCtx {
     /// Takes from the session what is needed later, and sets how its connection goes on.
     pub fn arrived(&mut self, session: &mut Session, lifecycle: &Lifecycle, timeouts: &Timeouts) {
         self.id = request_id(session.req_header().headers.get(REQUEST_ID));
-        self.client = session
-            .client_addr()
-            .and_then(|address| address.as_inet())
-            .map(std::net::SocketAddr::ip);
+        self.client =
+            session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
         connection::set_in_request(downstream, true);
         // Off already for HTTP/1.0 and for a body that was framed twice.
-        let keep = downstream.get_keepalive().is_some() && lifecycle.phase() == Phase::Running;
+        let keep = downstream.get_keepalive().is_some() && !lifecycle.is_ending();
         downstream.set_keepalive(keep.then_some(idle));
         downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.body));
@@ -159,12 +157,8 @@ impl RequestCtx {
     /// # Errors
     /// See [`super::upstream::Upstream::prepare`].
     pub fn prepare_upstream(&self, _session: &Session, request: &mut RequestHeader) -> Result<()> {
-        let client = Client {
-            address: self.client,
-            tls: self.tls,
-            request_id: &self.id,
-            body_bytes: self.body_bytes,
-        };
+        let client =
+            Client { address: self.client, tls: self.tls, request_id: &self.id, body_bytes: self.body_bytes };
         let upstream = self
             .cluster
             .as_ref()
@@ -264,15 +258,8 @@ impl RequestCtx {
         let (status, outcome) = self.outcome(error);
         let total = self.started.elapsed();
         let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
-        gateway
-            .metrics
-            .requests
-            .with_label_values(&[cluster_name, status_label(status)])
-            .inc();
-        let first_token = self
-            .observer
-            .first_chunk
-            .map(|at| at.duration_since(self.started));
+        gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
+        let first_token = self.observer.first_chunk.map(|at| at.duration_since(self.started));
         if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
             metrics.first_token_seconds.observe(first_token.as_secs_f64());
         }
@@ -280,18 +267,9 @@ impl RequestCtx {
         if let Some(cluster) = &self.cluster {
             cluster.metrics.request_seconds.observe(total.as_secs_f64());
             if let Some(usage) = &usage {
-                cluster
-                    .metrics
-                    .prompt_tokens
-                    .inc_by(usage.prompt_tokens.unwrap_or_default());
-                cluster
-                    .metrics
-                    .completion_tokens
-                    .inc_by(usage.completion_tokens.unwrap_or_default());
-                cluster
-                    .metrics
-                    .cached_tokens
-                    .inc_by(usage.cached_tokens().unwrap_or_default());
+                cluster.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or_default());
+                cluster.metrics.completion_tokens.inc_by(usage.completion_tokens.unwrap_or_default());
+                cluster.metrics.cached_tokens.inc_by(usage.cached_tokens().unwrap_or_default());
             }
         }
         if !gateway.access_log.is_on() {
@@ -310,9 +288,7 @@ impl RequestCtx {
             outcome,
             cluster: self.cluster.as_ref().map(|cluster| cluster.name()),
             model: self.prompt.model.as_deref(),
-            backend: backends
-                .zip(self.peer)
-                .and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
+            backend: backends.zip(self.peer).and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
             reason: self.peer.map(|peer| peer.reason.name()),
             tries: self.tries,
             retried: &self.retried,
@@ -334,9 +310,7 @@ impl RequestCtx {
 /// 431 when it has too many fields or bytes.
 pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reject> {
     let fields = request.headers.iter();
-    let bytes: usize = fields
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
+    let bytes: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let target = request.raw_path().len();
     if request.headers.len() > limits.headers_max || bytes + target > limits.header_bytes_max {
         return Err(Reject::header_too_large());
@@ -458,9 +432,6 @@ mod tests {
 
     #[test]
     fn labels_of_statuses_are_bounded() {
-        assert_eq!(
-            (status_label(503), status_label(418), status_label(999)),
-            ("503", "4xx", "other")
-        );
+        assert_eq!((status_label(503), status_label(418), status_label(999)), ("503", "4xx", "other"));
     }
 }

@@ -69,11 +69,8 @@ impl Observer {
     /// A final header passes.
     pub fn header(&mut self, header: &ResponseHeader) {
         self.status = Some(header.status.as_u16());
-        let content_type = header
-            .headers
-            .get(CONTENT_TYPE)
-            .map(http::HeaderValue::as_bytes)
-            .unwrap_or_default();
+        let content_type =
+            header.headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
         self.is_stream = content_type.starts_with(b"text/event-stream");
         self.usage = if self.is_stream || content_type.starts_with(b"application/json") {
             UsageReader::default()
@@ -126,10 +123,7 @@ enum Reading {
 
 impl UsageReader {
     fn off() -> Self {
-        Self {
-            state: Reading::Off,
-            last: None,
-        }
+        Self { state: Reading::Off, last: None }
     }
 
     fn read(&mut self, chunk: &[u8]) {
@@ -138,10 +132,7 @@ impl UsageReader {
             match &mut self.state {
                 Reading::Off => return,
                 Reading::Fresh => {
-                    self.state = Reading::Key {
-                        tail: [0; KEY.len() - 1],
-                        tail_bytes: 0,
-                    };
+                    self.state = Reading::Key { tail: [0; KEY.len() - 1], tail_bytes: 0 };
                 }
                 Reading::Key { tail, tail_bytes } => {
                     match find_key(tail.get(..*tail_bytes).unwrap_or_default(), rest) {
@@ -210,10 +201,7 @@ fn object_at_start(bytes: &[u8]) -> Found {
         Some(b'{') => {}
         Some(_) => return Found::Nothing,
     }
-    match serde_json::Deserializer::from_slice(after_colon)
-        .into_iter::<Usage>()
-        .next()
-    {
+    match serde_json::Deserializer::from_slice(after_colon).into_iter::<Usage>().next() {
         Some(Ok(usage)) => Found::Usage(usage),
         Some(Err(error)) if error.is_eof() => Found::More,
         _ => Found::Nothing,
@@ -254,11 +242,7 @@ mod tests {
             read(&[br#"{"usage" : { "input_tokens": 7, "output_tokens": 2, "input_tokens_details": null}}"#])
                 .unwrap();
         assert_eq!(
-            (
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.cached_tokens()
-            ),
+            (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens()),
             (Some(7), Some(2), None)
         );
     }
@@ -282,20 +266,13 @@ mod tests {
         }
         assert!(!matches!(&reader.state, Reading::Object(_)));
         reader.read(br#"","usage":{"prompt_tokens":1}}"#);
-        assert_eq!(
-            reader.last.unwrap().prompt_tokens,
-            Some(1),
-            "and the next one is read"
-        );
+        assert_eq!(reader.last.unwrap().prompt_tokens, Some(1), "and the next one is read");
     }
 
     #[test]
     fn gaps_are_told_in_streams_only() {
         let now = Instant::now();
-        let mut observer = Observer {
-            is_stream: true,
-            ..Observer::default()
-        };
+        let mut observer = Observer { is_stream: true, ..Observer::default() };
         assert_eq!(observer.chunk(&Bytes::from_static(b"a"), now), None);
         assert_eq!(
             observer.chunk(&Bytes::from_static(b"b"), now + std::time::Duration::from_secs(1)),

@@ -42,11 +42,9 @@ impl Cause {
             E::ReadError | E::WriteError | E::ConnectionClosed => {
                 Some(if reused { Self::Stale } else { Self::Reset })
             }
-            kind if *kind == STATUS => error
-                .context
-                .as_ref()
-                .and_then(|status| status.as_str().parse().ok())
-                .map(Self::Status),
+            kind if *kind == STATUS => {
+                error.context.as_ref().and_then(|status| status.as_str().parse().ok()).map(Self::Status)
+            }
             _ => None,
         }
     }
@@ -120,10 +118,7 @@ impl RetryBudget {
     pub fn new(ratio: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "a ratio between 0 and 1")]
         let deposit = (ratio.clamp(0.0, 1.0) * 1000.0).round() as i64;
-        Self {
-            balance: AtomicI64::new(RESERVE * UNIT),
-            deposit,
-        }
+        Self { balance: AtomicI64::new(RESERVE * UNIT), deposit }
     }
 
     /// A request arrived.
@@ -137,11 +132,7 @@ impl RetryBudget {
     #[must_use]
     pub fn allows(&self, cause: Cause) -> bool {
         let pay = |balance: i64| (balance >= UNIT).then(|| balance - UNIT);
-        !cause.costs()
-            || self
-                .balance
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay)
-                .is_ok()
+        !cause.costs() || self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()
     }
 }
 
@@ -157,10 +148,7 @@ mod tests {
         (0..50).for_each(|_| budget.pay_in());
         let spent = (0..100).filter(|_| budget.allows(Cause::Status(503))).count();
         assert_eq!(spent, 10, "a fifth of fifty");
-        assert!(
-            budget.allows(Cause::Connect),
-            "a connect failure costs nobody anything"
-        );
+        assert!(budget.allows(Cause::Connect), "a connect failure costs nobody anything");
     }
 
     #[test]
@@ -172,10 +160,7 @@ mod tests {
 
     #[test]
     fn a_status_travels_through_pingoras_error() {
-        assert_eq!(
-            Cause::of(&Cause::status_error(503), false),
-            Some(Cause::Status(503))
-        );
+        assert_eq!(Cause::of(&Cause::status_error(503), false), Some(Cause::Status(503)));
         assert!(!Cause::Status(500).is_among(&[RetryOn::Status502, RetryOn::Status503]));
     }
 

@@ -11,12 +11,7 @@ pub struct Routes(Vec<(Route, usize)>);
 impl Routes {
     /// Routes whose cluster names have been checked by `config`; `index` finds a cluster by name.
     pub fn new(routes: &[Route], index: impl Fn(&str) -> Option<usize>) -> Self {
-        Self(
-            routes
-                .iter()
-                .filter_map(|route| Some((route.clone(), index(&route.cluster)?)))
-                .collect(),
-        )
+        Self(routes.iter().filter_map(|route| Some((route.clone(), index(&route.cluster)?))).collect())
     }
 
     /// Whether any route covers the path, whatever the model.
@@ -32,11 +27,7 @@ impl Routes {
     pub fn find(&self, path: &str, model: Option<&str>) -> Result<usize, Reject> {
         let found = self.0.iter().find(|(route, _)| route.takes(path, model));
         let unknown = || {
-            if self.knows_path(path) {
-                Reject::no_model()
-            } else {
-                Reject::no_route()
-            }
+            if self.knows_path(path) { Reject::no_model() } else { Reject::no_route() }
         };
         found.map(|(_, cluster)| *cluster).ok_or_else(unknown)
     }

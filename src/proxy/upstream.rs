@@ -23,13 +23,7 @@ const FORWARDED_PROTO: &str = "x-forwarded-proto";
 const FORWARDED_HOST: &str = "x-forwarded-host";
 
 /// Fields that concern one connection only (RFC 9110, 7.6.1), besides those that `Connection` names.
-const HOP_BY_HOP: [&str; 5] = [
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "te",
-    "upgrade",
-];
+const HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-connection", "proxy-authenticate", "te", "upgrade"];
 
 /// How one backend is reached.
 pub struct Upstream {
@@ -57,14 +51,10 @@ impl Upstream {
     /// When the API key, the host or the certificate authority of the backend cannot be used.
     pub fn new(backend: &config::Backend, timeouts: &Timeouts) -> Result<Self> {
         let unresolved = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        let host_name = backend
-            .address
-            .rsplit_once(':')
-            .map_or(backend.address.as_str(), |(host, _port)| host);
+        let host_name =
+            backend.address.rsplit_once(':').map_or(backend.address.as_str(), |(host, _port)| host);
         let tls = backend.tls.as_ref();
-        let server_name = tls
-            .and_then(|tls| tls.server_name.clone())
-            .unwrap_or_else(|| host_name.to_owned());
+        let server_name = tls.and_then(|tls| tls.server_name.clone()).unwrap_or_else(|| host_name.to_owned());
         let sni = if tls.is_some() { server_name } else { String::new() };
         let mut template = HttpPeer::new(unresolved, tls.is_some(), sni);
         let options = &mut template.options;
@@ -131,11 +121,8 @@ impl Upstream {
         }
         request.insert_header(HOST, self.host.clone())?;
         if let Some(address) = client.address {
-            let earlier = request
-                .headers
-                .get_all(FORWARDED_FOR)
-                .iter()
-                .filter_map(|value| value.to_str().ok());
+            let earlier =
+                request.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
             let chain: Vec<&str> = earlier.collect();
             let all = if chain.is_empty() {
                 address.to_string()
@@ -164,10 +151,7 @@ pub fn strip_hop_by_hop(answer: &mut ResponseHeader) {
             .flat_map(|value| value.split(','))
             .map(|name| name.trim().to_ascii_lowercase())
             .filter(|name| {
-                !matches!(
-                    name.as_str(),
-                    "" | "close" | "keep-alive" | "transfer-encoding" | "content-length"
-                )
+                !matches!(name.as_str(), "" | "close" | "keep-alive" | "transfer-encoding" | "content-length")
             })
             .collect();
         for name in named {
@@ -195,7 +179,5 @@ fn certificate_authority(path: &std::path::Path) -> Result<Arc<CaType>> {
     let unusable = |_| Error::explain(ErrorType::InvalidCert, "tls.ca holds no usable certificate");
     let certificates = CertificateDer::pem_file_iter(path).map_err(unusable)?;
     let wrap = |certificate: CertificateDer<'_>| WrappedX509::new(certificate.to_vec(), parse_x509);
-    certificates
-        .map(|certificate| certificate.map(wrap).map_err(unusable))
-        .collect::<Result<Arc<CaType>>>()
+    certificates.map(|certificate| certificate.map(wrap).map_err(unusable)).collect::<Result<Arc<CaType>>>()
 }

@@ -17,10 +17,7 @@ impl Budget {
     /// A budget of `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            used: AtomicUsize::new(0),
-            bytes_max,
-        })
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
     }
 
     /// The bytes taken at the moment.
@@ -32,10 +29,7 @@ impl Budget {
     /// An empty share, to be grown as bytes arrive.
     #[must_use]
     pub fn share(self: &Arc<Self>) -> Share {
-        Share {
-            budget: Arc::clone(self),
-            bytes: 0,
-        }
+        Share { budget: Arc::clone(self), bytes: 0 }
     }
 
     fn take(&self, bytes: usize) -> bool {

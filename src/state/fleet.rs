@@ -76,12 +76,8 @@ impl Backend {
     #[must_use]
     pub fn lease(self: &Arc<Self>, prompt_bytes: usize) -> Lease {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.pending_prompt_bytes
-            .fetch_add(prompt_bytes, Ordering::Relaxed);
-        Lease {
-            backend: Arc::clone(self),
-            pending_prompt_bytes: prompt_bytes,
-        }
+        self.pending_prompt_bytes.fetch_add(prompt_bytes, Ordering::Relaxed);
+        Lease { backend: Arc::clone(self), pending_prompt_bytes: prompt_bytes }
     }
 }
 
@@ -102,9 +98,7 @@ impl Lease {
     /// The first token is back: the prompt is no longer pending. Further calls change nothing.
     pub fn first_token(&mut self) {
         let bytes = std::mem::take(&mut self.pending_prompt_bytes);
-        self.backend
-            .pending_prompt_bytes
-            .fetch_sub(bytes, Ordering::Relaxed);
+        self.backend.pending_prompt_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -127,26 +121,20 @@ impl Fleet {
     /// A fleet of `(id, address, weight)`, each healthy until a check says otherwise.
     #[must_use]
     pub fn new(cluster: &str, backends: impl IntoIterator<Item = (String, String, usize)>) -> Arc<Self> {
-        let backends = backends
-            .into_iter()
-            .enumerate()
-            .map(|(index, (id, address, weight))| {
-                let resolved = ArcSwapOption::from_pointee(address.parse::<SocketAddr>().ok());
-                Arc::new(Backend {
-                    id,
-                    address,
-                    weight,
-                    index,
-                    resolved,
-                    healthy: AtomicBool::new(true),
-                    requests: AtomicUsize::new(0),
-                    pending_prompt_bytes: AtomicUsize::new(0),
-                })
-            });
-        Arc::new(Self {
-            cluster: cluster.to_owned(),
-            backends: backends.collect(),
-        })
+        let backends = backends.into_iter().enumerate().map(|(index, (id, address, weight))| {
+            let resolved = ArcSwapOption::from_pointee(address.parse::<SocketAddr>().ok());
+            Arc::new(Backend {
+                id,
+                address,
+                weight,
+                index,
+                resolved,
+                healthy: AtomicBool::new(true),
+                requests: AtomicUsize::new(0),
+                pending_prompt_bytes: AtomicUsize::new(0),
+            })
+        });
+        Arc::new(Self { cluster: cluster.to_owned(), backends: backends.collect() })
     }
 
     /// The backends in configuration order.

@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Phase {
+    /// Its listeners are not open yet.
+    Starting,
     /// It serves.
     Running,
     /// A successor takes the listeners over: it serves on, without keeping connections alive.
@@ -27,7 +29,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A running process without requests.
+    /// A starting process without requests.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
@@ -37,8 +39,9 @@ impl Lifecycle {
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::SeqCst) {
-            0 => Phase::Running,
-            1 => Phase::Handover,
+            0 => Phase::Starting,
+            1 => Phase::Running,
+            2 => Phase::Handover,
             _ => Phase::Draining,
         }
     }
@@ -46,6 +49,12 @@ impl Lifecycle {
     /// Moves the process on; there is no way back.
     pub fn enter_phase(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Whether the process is on its way out, so that connections are not to be kept.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        !matches!(self.phase(), Phase::Starting | Phase::Running)
     }
 
     /// Counts one request until the returned guard is dropped.

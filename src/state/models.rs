@@ -52,10 +52,7 @@ impl ModelList {
     #[must_use]
     pub fn new(clusters: usize) -> Arc<Self> {
         let empty = || ArcSwap::from_pointee(Vec::new());
-        Arc::new(Self {
-            clusters: std::iter::repeat_with(empty).take(clusters).collect(),
-            merged: empty(),
-        })
+        Arc::new(Self { clusters: std::iter::repeat_with(empty).take(clusters).collect(), merged: empty() })
     }
 
     /// Replaces what is known of the cluster at `index`. Called from one task only.
@@ -83,10 +80,7 @@ impl ModelList {
             return None;
         }
         let entries: Vec<&str> = merged.iter().map(|model| model.entry.get()).collect();
-        Some(Bytes::from(format!(
-            r#"{{"object":"list","data":[{}]}}"#,
-            entries.join(",")
-        )))
+        Some(Bytes::from(format!(r#"{{"object":"list","data":[{}]}}"#, entries.join(","))))
     }
 
     /// The entry of one model as an answer to `GET /v1/models/{id}`.
@@ -120,13 +114,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_model_list_is_not_taken() {
-        for answer in [
-            "",
-            "[]",
-            "{}",
-            r#"{"data":[{"name":"x"}]}"#,
-            r#"{"error":"Unauthorized"}"#,
-        ] {
+        for answer in ["", "[]", "{}", r#"{"data":[{"name":"x"}]}"#, r#"{"error":"Unauthorized"}"#] {
             assert!(parse(answer.as_bytes()).is_none(), "{answer}");
         }
     }

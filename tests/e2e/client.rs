@@ -68,11 +68,7 @@ impl Connection {
                 continue;
             };
             let head = head.to_ascii_lowercase();
-            let header = |name: &str| {
-                head.lines()
-                    .find_map(|line| line.strip_prefix(name))
-                    .map(str::trim)
-            };
+            let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             let length: usize = header("content-length:").unwrap().parse().unwrap();
             if body.len() >= length {
                 let status = head.split(' ').nth(1).unwrap();

@@ -174,14 +174,8 @@ fn every_way_to_check_prints_what_is_in_effect_and_binds_nothing() {
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {complaint}");
         assert!(complaint.contains("valid"), "{arguments:?}: {complaint}");
         let effective = text(&output.stdout);
-        assert!(
-            effective.contains("grace_period: 10m"),
-            "defaults are shown: {effective}"
-        );
-        assert!(
-            effective.contains("token: '***'") || effective.contains("token: \"***\""),
-            "{effective}"
-        );
+        assert!(effective.contains("grace_period: 10m"), "defaults are shown: {effective}");
+        assert!(effective.contains("token: '***'") || effective.contains("token: \"***\""), "{effective}");
         assert!(!effective.contains("open-sesame"), "{effective}");
     }
 }
@@ -201,18 +195,13 @@ fn what_check_prints_is_a_configuration_again() {
 fn a_certificate_that_cannot_be_used_is_refused_with_its_key() {
     let [listener, admin] = free_addresses();
     let content = valid(listener, admin);
-    let content = content.replace(
-        "\"}]\nadmin",
-        "\", tls: {certificate: /absent.pem, key: /absent.pem}}]\nadmin",
-    );
+    let content =
+        content.replace("\"}]\nadmin", "\", tls: {certificate: /absent.pem, key: /absent.pem}}]\nadmin");
     let (_folder, path) = file(&content);
     let output = kvway().arg("run").arg("-c").arg(&path).output().unwrap();
     let complaint = text(&output.stderr);
     assert_eq!(output.status.code(), CONFIGURATION, "{complaint}");
-    assert!(
-        complaint.contains("tls") && complaint.contains("/absent.pem"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("tls") && complaint.contains("/absent.pem"), "{complaint}");
     assert!(!complaint.contains("panicked"), "{complaint}");
 }
 
@@ -222,36 +211,21 @@ fn environment_variables_stand_for_flags() {
     let (_folder, path) = file(&valid(listener, admin));
     let output = kvway().arg("check").env("KVWAY_CONFIG", &path).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let output = kvway()
-        .arg("run")
-        .env("KVWAY_CONFIG", &path)
-        .env("KVWAY_TEST", "true")
-        .output()
-        .unwrap();
+    let output = kvway().arg("run").env("KVWAY_CONFIG", &path).env("KVWAY_TEST", "true").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(!output.stdout.is_empty());
-    let output = kvway()
-        .arg("healthcheck")
-        .env("KVWAY_ADMIN", free_address().to_string())
-        .output()
-        .unwrap();
+    let output = kvway().arg("healthcheck").env("KVWAY_ADMIN", free_address().to_string()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
 }
 
 #[test]
 fn a_taken_address_is_refused_with_its_key() {
     let ((_listener, busy), free) = (taken(), free_address());
-    for (content, key) in [
-        (valid(busy, free), "listeners.address"),
-        (valid(free, busy), "admin.address"),
-    ] {
+    for (content, key) in [(valid(busy, free), "listeners.address"), (valid(free, busy), "admin.address")] {
         let (folder, path) = file(&content);
         let socket = folder.path().join("upgrade.sock");
-        std::fs::write(
-            &path,
-            format!("server: {{upgrade_socket: {}}}\n{content}", socket.display()),
-        )
-        .unwrap();
+        std::fs::write(&path, format!("server: {{upgrade_socket: {}}}\n{content}", socket.display()))
+            .unwrap();
         let output = at_once(kvway().arg("run").arg("-c").arg(&path));
         let complaint = text(&output.stderr);
         assert_eq!(output.status.code(), CONFIGURATION, "{complaint}");
@@ -266,17 +240,12 @@ async fn a_health_check_tells_a_ready_gateway_from_one_that_drains_and_none() {
     let ask = async |admin: SocketAddr| {
         let mut command = kvway();
         command.args(["healthcheck", "--admin", &admin.to_string()]);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-            .await
-            .unwrap();
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         assert!(!text(&output.stderr).contains("panicked"), "{output:?}");
         output.status.code()
     };
     let engine = engine("vllm-0");
-    let plan = Plan {
-        server: "close_delay: 10m",
-        ..Plan::default()
-    };
+    let plan = Plan { server: "close_delay: 10m", ..Plan::default() };
     let mut gateway = Gateway::start(&[&engine], plan).await;
     assert_eq!(ask(gateway.admin).await, Some(0));
     gateway.signal(nix::sys::signal::Signal::SIGTERM);

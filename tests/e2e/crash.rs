@@ -30,10 +30,7 @@ async fn a_killed_gateway_can_be_started_again_at_once() {
     assert_eq!(gateway.exit().await, None);
     let again = gateway.again().await;
     for stream in streams {
-        assert!(
-            stream.text().await.is_err(),
-            "a stream that was cut does not look complete"
-        );
+        assert!(stream.text().await.is_err(), "a stream that was cut does not look complete");
     }
     gate.release();
     let request = fresh().post(again.url(CHAT)).json(&chat("hello", Some(4)));
@@ -47,10 +44,7 @@ async fn a_killed_gateway_can_be_started_again_at_once() {
 async fn running_out_of_files_hurts_only_who_comes_late() {
     let engine = engine("vllm-0");
     let gate = engine.hold_first_token();
-    let plan = Plan {
-        files_max: Some(FILES_MAX),
-        ..Plan::default()
-    };
+    let plan = Plan { files_max: Some(FILES_MAX), ..Plan::default() };
     let mut gateway = Gateway::start(&[&engine], plan).await;
     let mut streams = Vec::new();
     for _ in 0..10 {
@@ -70,18 +64,12 @@ async fn running_out_of_files_hurts_only_who_comes_late() {
     let before = gateway.processor_ticks();
     tokio::time::sleep(WATCHED).await;
     let used = gateway.processor_ticks() - before;
-    assert!(
-        used < TICKS_MAX,
-        "{used} ticks of 10 ms while nothing could be accepted"
-    );
+    assert!(used < TICKS_MAX, "{used} ticks of 10 ms while nothing could be accepted");
 
     gate.release();
     for stream in streams {
         let events = stream.text().await.unwrap();
-        assert!(
-            events.ends_with("data: [DONE]\n\n"),
-            "running streams go on: {events}"
-        );
+        assert!(events.ends_with("data: [DONE]\n\n"), "running streams go on: {events}");
     }
     let status = early.get("/version").await.unwrap();
     assert_eq!(status, 200, "a connection that was there is served");

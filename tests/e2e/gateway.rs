@@ -54,9 +54,7 @@ pub(crate) struct Gateway {
 
 /// Waits for `future`, but not for ever.
 pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    timeout(PATIENCE, future)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 /// Looks until `look` sees something: only for what a process does before it can tell.
@@ -118,11 +116,7 @@ impl Gateway {
     pub(crate) async fn successor_at(&self, address: SocketAddr) -> Self {
         let file = self.folder.path().join("kvway.yaml");
         let text = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(
-            file,
-            text.replace(&self.address.to_string(), &address.to_string()),
-        )
-        .unwrap();
+        std::fs::write(file, text.replace(&self.address.to_string(), &address.to_string())).unwrap();
         let successor = self.upgraded(address);
         successor.waits_for_listeners().await;
         successor
@@ -164,25 +158,10 @@ impl Gateway {
                 shell
             }
         };
-        command
-            .arg("run")
-            .arg("-c")
-            .arg(folder.path().join("kvway.yaml"))
-            .args(flags);
-        let mut process = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.arg("run").arg("-c").arg(folder.path().join("kvway.yaml")).args(flags);
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = follow(process.stderr.take().unwrap());
-        Self {
-            process,
-            log,
-            plan,
-            folder,
-            address,
-            admin,
-        }
+        Self { process, log, plan, folder, address, admin }
     }
 
     /// Waits for `/readyz`; false when the process found a port taken.
@@ -215,11 +194,7 @@ impl Gateway {
 
     /// What the admin listener shows as `/state`.
     pub(crate) async fn state(&self) -> Value {
-        let answer = client::fresh()
-            .get(self.admin_url("/state"))
-            .send()
-            .await
-            .unwrap();
+        let answer = client::fresh().get(self.admin_url("/state")).send().await.unwrap();
         answer.json().await.unwrap()
     }
 
@@ -235,9 +210,7 @@ impl Gateway {
 
     /// Waits until it has ended; its exit code, or `None` where a signal has ended it.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
-        look_for("the process to end", async || self.process.try_wait().unwrap())
-            .await
-            .code()
+        look_for("the process to end", async || self.process.try_wait().unwrap()).await.code()
     }
 
     /// Whether it is still running.
@@ -249,8 +222,7 @@ impl Gateway {
     pub(crate) async fn says(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let said = soon(text, log.wait_for(|log| log.contains(text))).await;
-        said.unwrap_or_else(|_| panic!("it ended without saying {text:?}"))
-            .clone()
+        said.unwrap_or_else(|_| panic!("it ended without saying {text:?}")).clone()
     }
 
     /// Its whole log, once it has ended.
@@ -263,17 +235,13 @@ impl Gateway {
     /// The access log so far, a value per line.
     pub(crate) fn access_log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.path().join("access.log")).unwrap();
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The value of `field` in `/proc/PID/status`, in KiB.
     pub(crate) fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let value = status
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let number = value.and_then(|value| value.split_ascii_whitespace().next());
         number.unwrap().parse().unwrap()
     }
@@ -325,9 +293,7 @@ pub(crate) fn configuration(
     } else {
         format!("{socket}, {}", plan.server)
     };
-    let Plan {
-        sections, clusters, ..
-    } = plan;
+    let Plan { sections, clusters, .. } = plan;
     let mut text = format!(
         "server: {{threads: 2, {server}}}\n\
          listeners: [{{address: \"{address}\"}}]\n\
@@ -337,13 +303,7 @@ pub(crate) fn configuration(
          clusters:\n{clusters}\n  - name: llama\n    backends:\n"
     );
     for engine in engines {
-        writeln!(
-            text,
-            "      - {{id: {}, address: \"{}\"}}",
-            engine.id(),
-            engine.address()
-        )
-        .unwrap();
+        writeln!(text, "      - {{id: {}, address: \"{}\"}}", engine.id(), engine.address()).unwrap();
     }
     text
 }

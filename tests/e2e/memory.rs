@@ -17,10 +17,7 @@ const CONNECTION_MAX_KIB: u64 = 80;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_do_not_hold_on_to_their_prompts() {
-    let options = EngineOptions {
-        record: false,
-        ..EngineOptions::default()
-    };
+    let options = EngineOptions { record: false, ..EngineOptions::default() };
     let engine = engine_with("vllm-0", options);
     let gate = engine.hold_first_token();
     let gateway = Gateway::start(&[&engine], Plan::default()).await;
@@ -32,10 +29,8 @@ async fn streams_do_not_hold_on_to_their_prompts() {
     let body = bytes::Bytes::from(chat(&"x".repeat(PROMPT_BYTES), Some(2)).to_string());
     let mut opening = JoinSet::new();
     for _ in 0..STREAMS {
-        let request = fresh()
-            .post(gateway.url(CHAT))
-            .header("content-type", "application/json")
-            .body(body.clone());
+        let request =
+            fresh().post(gateway.url(CHAT)).header("content-type", "application/json").body(body.clone());
         opening.spawn(async move { request.send().await.unwrap().error_for_status().unwrap() });
     }
     let streams = soon("all headers", opening.join_all()).await;
@@ -48,10 +43,7 @@ async fn streams_do_not_hold_on_to_their_prompts() {
     .await;
     let held = gateway.memory_kib("VmRSS");
     let state = gateway.state().await;
-    assert_eq!(
-        (&state["requests_in_flight"], &state["buffered_bytes"]),
-        (&STREAMS.into(), &0.into())
-    );
+    assert_eq!((&state["requests_in_flight"], &state["buffered_bytes"]), (&STREAMS.into(), &0.into()));
     gate.release();
     for stream in streams {
         assert!(stream.text().await.unwrap().ends_with("data: [DONE]\n\n"));

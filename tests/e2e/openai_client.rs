@@ -34,45 +34,24 @@ fn interpreter() -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_python_client_gets_what_it_expects() {
-    let options = EngineOptions {
-        faults_by_header: true,
-        ..EngineOptions::default()
-    };
-    let engines = [
-        engine_with("vllm-0", options.clone()),
-        engine_with("vllm-1", options),
-    ];
+    let options = EngineOptions { faults_by_header: true, ..EngineOptions::default() };
+    let engines = [engine_with("vllm-0", options.clone()), engine_with("vllm-1", options)];
     let gateway = Gateway::start(&[&engines[0], &engines[1]], PLAN).await;
-    let busy = Fault::Status {
-        code: 429,
-        retry_after: Some(1),
-    };
+    let busy = Fault::Status { code: 429, retry_after: Some(1) };
     engines[0].fail_next_on(RETRIED, 1, busy);
 
     let mut command = Command::new(interpreter());
-    command
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(SCRIPT))
-        .arg(gateway.url("/v1"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(SCRIPT)).arg(gateway.url("/v1"));
     let output = tokio::task::spawn_blocking(move || command.output().unwrap());
     let output = output.await.unwrap();
-    let (said, complained) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{complained}");
     println!("{said}");
 
     let sum = |count: fn(&Engine) -> u64| engines.iter().map(count).sum::<u64>();
-    assert_eq!(
-        sum(|engine| engine.stats().path(RETRIED).failed),
-        1,
-        "one refusal"
-    );
-    assert_eq!(
-        sum(|engine| engine.stats().served(RETRIED)),
-        2,
-        "made good by the client"
-    );
+    assert_eq!(sum(|engine| engine.stats().path(RETRIED).failed), 1, "one refusal");
+    assert_eq!(sum(|engine| engine.stats().served(RETRIED)), 2, "made good by the client");
     let cancelled = async {
         tokio::select! {
             () = engines[0].until(|stats| stats.cancelled(CHAT) == 1) => {}

@@ -7,12 +7,8 @@ use nix::sys::signal::Signal;
 use reqwest::Response;
 
 /// Long enough never to be waited for.
-const PATIENT: Plan = Plan {
-    server: "close_delay: 0s, grace_period: 10m",
-    sections: "",
-    clusters: "",
-    files_max: None,
-};
+const PATIENT: Plan =
+    Plan { server: "close_delay: 0s, grace_period: 10m", sections: "", clusters: "", files_max: None };
 
 /// A stream whose header has arrived.
 async fn open_stream(gateway: &Gateway, events: usize) -> Response {
@@ -28,13 +24,7 @@ async fn status(gateway: &Gateway) -> u16 {
 }
 
 async fn readiness(gateway: &Gateway) -> u16 {
-    fresh()
-        .get(gateway.admin_url("/readyz"))
-        .send()
-        .await
-        .unwrap()
-        .status()
-        .as_u16()
+    fresh().get(gateway.admin_url("/readyz")).send().await.unwrap().status().as_u16()
 }
 
 /// A gateway whose one engine holds a stream after its header; the stream.
@@ -48,10 +38,7 @@ async fn with_held_stream(engine: &Engine, plan: Plan) -> (Gateway, Response) {
 async fn sigterm_lets_streams_finish_and_ends_when_the_last_has() {
     let engine = engine("vllm-0");
     let gate = engine.hold_first_token();
-    let plan = Plan {
-        server: "close_delay: 3s, grace_period: 10m",
-        ..Plan::default()
-    };
+    let plan = Plan { server: "close_delay: 3s, grace_period: 10m", ..Plan::default() };
     let (mut gateway, stream) = with_held_stream(&engine, plan).await;
     let mut idle = Connection::open(gateway.address).await.unwrap();
     assert_eq!(idle.get("/version").await.unwrap(), 200);
@@ -61,11 +48,7 @@ async fn sigterm_lets_streams_finish_and_ends_when_the_last_has() {
     assert_eq!(readiness(&gateway).await, 503, "it tells that it will go");
     let version = fresh().get(gateway.url("/version")).send().await.unwrap();
     assert_eq!(version.status(), 200, "and still serves who has not heard");
-    assert_eq!(
-        version.headers()["connection"],
-        "close",
-        "but asks them to go elsewhere"
-    );
+    assert_eq!(version.headers()["connection"], "close", "but asks them to go elsewhere");
 
     gateway.says("listeners closed").await;
     let refused = soon("the refusal", async {
@@ -83,10 +66,7 @@ async fn sigterm_lets_streams_finish_and_ends_when_the_last_has() {
     assert_eq!(gateway.exit().await, Some(0));
     let log = gateway.access_log();
     let entry = log.iter().find(|entry| entry["path"] == CHAT).unwrap();
-    assert_eq!(
-        (&entry["status"], &entry["completion_tokens"]),
-        (&200.into(), &4.into())
-    );
+    assert_eq!((&entry["status"], &entry["completion_tokens"]), (&200.into(), &4.into()));
     assert_eq!(entry["answer_bytes"], events.len());
 }
 
@@ -107,10 +87,7 @@ async fn sigterm_waits_for_a_body_that_is_still_arriving() {
     let mut gateway = Gateway::start(&[&engine], PATIENT).await;
     let body = chat("hello", None).to_string();
     let mut slow = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
-    let head = format!(
-        "POST {CHAT} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n", body.len());
     slow.write_all(head.as_bytes()).await.unwrap();
     crate::gateway::look_for("the request", async || {
         (gateway.state().await["requests_in_flight"] == 1).then_some(())
@@ -120,9 +97,7 @@ async fn sigterm_waits_for_a_body_that_is_still_arriving() {
     gateway.says("listeners closed").await;
     slow.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    soon("the answer", slow.read_to_string(&mut answer))
-        .await
-        .unwrap();
+    soon("the answer", slow.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("chat.completion"), "{answer}");
     assert_eq!(gateway.exit().await, Some(0));
@@ -132,24 +107,14 @@ async fn sigterm_waits_for_a_body_that_is_still_arriving() {
 async fn streams_that_outlast_the_grace_period_are_cut_and_counted() {
     let engine = engine("vllm-0");
     engine.fail_next(1, Fault::StallAfter(1));
-    let plan = Plan {
-        server: "close_delay: 0s, grace_period: 1s",
-        ..Plan::default()
-    };
+    let plan = Plan { server: "close_delay: 0s, grace_period: 1s", ..Plan::default() };
     let (mut gateway, stream) = with_held_stream(&engine, plan).await;
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.exit().await, Some(0));
     let log = gateway.log().await;
-    assert!(
-        log.contains("the grace period is over") && log.contains("\"cut\":1"),
-        "{log}"
-    );
+    assert!(log.contains("the grace period is over") && log.contains("\"cut\":1"), "{log}");
     assert!(stream.text().await.is_err(), "the client sees that it was cut");
-    soon(
-        "the engine to be told",
-        engine.until(|stats| stats.cancelled(CHAT) == 1),
-    )
-    .await;
+    soon("the engine to be told", engine.until(|stats| stats.cancelled(CHAT) == 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,10 +127,7 @@ async fn a_second_sigterm_ends_a_drain_at_once() {
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.exit().await, Some(0));
     let log = gateway.log().await;
-    assert!(
-        log.contains("told again to end") && log.contains("\"cut\":1"),
-        "{log}"
-    );
+    assert!(log.contains("told again to end") && log.contains("\"cut\":1"), "{log}");
     assert!(stream.text().await.is_err());
     gate.release();
 }
@@ -173,10 +135,7 @@ async fn a_second_sigterm_ends_a_drain_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_ends_the_wait_before_the_listeners_close() {
     let engine = engine("vllm-0");
-    let plan = Plan {
-        server: "close_delay: 10m",
-        ..Plan::default()
-    };
+    let plan = Plan { server: "close_delay: 10m", ..Plan::default() };
     let mut gateway = Gateway::start(&[&engine], plan).await;
     assert_eq!(status(&gateway).await, 200);
     gateway.signal(Signal::SIGTERM);
@@ -208,10 +167,7 @@ async fn signals_that_ask_for_what_is_not_there_are_ignored_and_logged() {
     gateway.signal(Signal::SIGQUIT);
     let log = gateway.says("SIGQUIT ignored").await;
     let line = log.lines().find(|line| line.contains("SIGQUIT")).unwrap();
-    assert!(
-        line.contains("\"level\":\"ERROR\"") && line.contains("--upgrade"),
-        "{line}"
-    );
+    assert!(line.contains("\"level\":\"ERROR\"") && line.contains("--upgrade"), "{line}");
     // A client that closes its output early must not end the process either.
     gateway.signal(Signal::SIGPIPE);
     assert_eq!((status(&gateway).await, readiness(&gateway).await), (200, 200));

@@ -17,12 +17,7 @@ const STREAMS: usize = 15;
 const GAP: Duration = Duration::from_millis(500);
 /// Requests go on for so long after the old process has ended.
 const AFTER: Duration = Duration::from_secs(2);
-const PLAN: Plan = Plan {
-    server: "grace_period: 10m",
-    sections: "",
-    clusters: "",
-    files_max: None,
-};
+const PLAN: Plan = Plan { server: "grace_period: 10m", sections: "", clusters: "", files_max: None };
 
 async fn ask(client: &reqwest::Client, url: &str, body: &Value) -> reqwest::Result<String> {
     let response = client.post(url).json(body).send().await?;
@@ -68,12 +63,7 @@ impl Load {
     async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.loops.join_all().await.concat();
-        assert_eq!(
-            failures,
-            [""; 0],
-            "of {} requests",
-            self.served.load(Ordering::Relaxed)
-        );
+        assert_eq!(failures, [""; 0], "of {} requests", self.served.load(Ordering::Relaxed));
     }
 }
 
@@ -87,25 +77,15 @@ async fn hand_over(old: &mut Gateway, new: &Gateway) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_under_load_fails_no_request_and_cuts_no_stream() {
-    let sse = SseOptions {
-        gap: GAP,
-        ..SseOptions::default()
-    };
-    let options = EngineOptions {
-        sse,
-        record: false,
-        ..EngineOptions::default()
-    };
-    let engines: Vec<Engine> = (0..2)
-        .map(|index| engine_with(&format!("vllm-{index}"), options.clone()))
-        .collect();
+    let sse = SseOptions { gap: GAP, ..SseOptions::default() };
+    let options = EngineOptions { sse, record: false, ..EngineOptions::default() };
+    let engines: Vec<Engine> =
+        (0..2).map(|index| engine_with(&format!("vllm-{index}"), options.clone())).collect();
     let mut old = Gateway::start(&engines.iter().collect::<Vec<_>>(), PLAN).await;
     let mut streams = JoinSet::new();
     for index in 0..STREAMS {
         // 2 to 8 seconds.
-        let request = fresh()
-            .post(old.url(CHAT))
-            .json(&chat("hello", Some(4 + index * 12 / (STREAMS - 1))));
+        let request = fresh().post(old.url(CHAT)).json(&chat("hello", Some(4 + index * 12 / (STREAMS - 1))));
         let response = request.send().await.unwrap().error_for_status().unwrap();
         streams.spawn(async move { response.text().await });
     }
@@ -117,18 +97,12 @@ async fn an_upgrade_under_load_fails_no_request_and_cuts_no_stream() {
     sleep(AFTER).await;
     let after = load.served();
     load.end().await;
-    assert!(
-        before > 0 && after > before,
-        "requests were served: {before}, {after}"
-    );
+    assert!(before > 0 && after > before, "requests were served: {before}, {after}");
     for events in streams.join_all().await {
         let events = events.unwrap();
         assert!(events.ends_with("data: [DONE]\n\n"), "{events}");
     }
-    println!(
-        "{before} requests during the upgrade, {} after it",
-        after - before
-    );
+    println!("{before} requests during the upgrade, {} after it", after - before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,10 +143,7 @@ async fn an_upgrade_without_a_predecessor_is_refused_at_once() {
     let mut successor = gone.upgraded(gone.address);
     assert_eq!(successor.exit().await, Some(78));
     let log = successor.log().await;
-    assert!(
-        log.contains("--upgrade: ") && log.contains("nothing can be taken over"),
-        "{log}"
-    );
+    assert!(log.contains("--upgrade: ") && log.contains("nothing can be taken over"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,10 +155,7 @@ async fn an_upgrade_that_nobody_hands_over_to_fails_and_says_what_was_missing() 
     assert!(log.contains("upgrade.sock"), "{log}");
     assert_eq!(successor.exit().await, Some(1));
     let log = successor.log().await;
-    assert!(
-        log.contains("\"level\":\"ERROR\"") && !log.contains("panicked"),
-        "{log}"
-    );
+    assert!(log.contains("\"level\":\"ERROR\"") && !log.contains("panicked"), "{log}");
     let answer = fresh().get(old.url("/version")).send().await.unwrap();
     assert_eq!(answer.status(), 200, "the old one serves on");
 }
@@ -195,18 +163,12 @@ async fn an_upgrade_that_nobody_hands_over_to_fails_and_says_what_was_missing() 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_socket_that_cannot_be_made_is_refused_with_its_key() {
     let engine = engine("vllm-0");
-    let plan = Plan {
-        server: "upgrade_socket: /proc/kvway/upgrade.sock",
-        ..PLAN
-    };
+    let plan = Plan { server: "upgrade_socket: /proc/kvway/upgrade.sock", ..PLAN };
     let old = Gateway::start(&[&engine], plan).await;
     let log = old.says("upgrade socket").await;
     assert!(log.contains("\"level\":\"WARN\""), "it runs nevertheless: {log}");
     let mut successor = old.upgraded(old.address);
     assert_eq!(successor.exit().await, Some(78));
     let log = successor.log().await;
-    assert!(
-        log.contains("server.upgrade_socket: ") && !log.contains("panicked"),
-        "{log}"
-    );
+    assert!(log.contains("server.upgrade_socket: ") && !log.contains("panicked"), "{log}");
 }

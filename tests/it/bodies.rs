@@ -23,44 +23,22 @@ async fn world_of(engines: usize, sections: &str) -> World {
 
 /// Two engines, every request tried again on the second; the index of the one that is tried first.
 async fn world_with_retries() -> (World, usize) {
-    let world = world_of(
-        2,
-        "retries: {budget_ratio: 1, on: [connect, stale, reset, \"503\"]}",
-    )
-    .await;
+    let world = world_of(2, "retries: {budget_ratio: 1, on: [connect, stale, reset, \"503\"]}").await;
     assert_eq!(world.chat().await.status(), 200);
-    let first = world
-        .engines
-        .iter()
-        .position(|engine| !engine.received().is_empty())
-        .unwrap();
+    let first = world.engines.iter().position(|engine| !engine.received().is_empty()).unwrap();
     (world, first)
 }
 
 /// The last request at `engine` has this body, and says so in one way.
 pub(crate) fn assert_arrived(engine: &Engine, body: &[u8], case: &str) {
-    let received: Received = engine
-        .received()
-        .pop()
-        .unwrap_or_else(|| panic!("{case}: nothing arrived"));
+    let received: Received = engine.received().pop().unwrap_or_else(|| panic!("{case}: nothing arrived"));
     assert_eq!(received.body_bytes, body.len(), "{case}");
     assert_eq!(received.body_sha256, sha256(body), "{case}");
     assert_eq!(received.framing, Framed::ContentLength, "{case}");
-    let lengths: Vec<_> = received
-        .headers
-        .iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        .collect();
-    assert_eq!(
-        (lengths.len(), &lengths[0].1),
-        (1, &body.len().to_string()),
-        "{case}"
-    );
-    assert_eq!(
-        (received.header("transfer-encoding"), received.header("expect")),
-        (None, None),
-        "{case}"
-    );
+    let lengths: Vec<_> =
+        received.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).collect();
+    assert_eq!((lengths.len(), &lengths[0].1), (1, &body.len().to_string()), "{case}");
+    assert_eq!((received.header("transfer-encoding"), received.header("expect")), (None, None), "{case}");
 }
 
 /// Sends every size in every framing, each kind over one connection; the body arrives at all of `engines`.
@@ -91,10 +69,7 @@ async fn every_body_arrives_on_the_first_try() {
 #[tokio::test]
 async fn every_body_arrives_after_a_503() {
     let (world, first) = world_with_retries().await;
-    world.engines[first].fail_always(Some(Fault::Status {
-        code: 503,
-        retry_after: None,
-    }));
+    world.engines[first].fail_always(Some(Fault::Status { code: 503, retry_after: None }));
     post_all(&world, &[&world.engines[0], &world.engines[1]]).await;
 }
 
@@ -132,14 +107,8 @@ async fn a_client_that_sends_byte_by_byte_is_served() {
 #[tokio::test]
 async fn a_body_is_let_go_when_the_header_of_its_answer_passes() {
     let world = world_of(1, "").await;
-    let (before, during) = (
-        world.engines[0].hold_headers(),
-        world.engines[0].hold_first_token(),
-    );
-    let body = format!(
-        r#"{{"model":"tiny","stream":true,"max_tokens":3,"prompt":"{}"}}"#,
-        "x".repeat(MIB)
-    );
+    let (before, during) = (world.engines[0].hold_headers(), world.engines[0].hold_first_token());
+    let body = format!(r#"{{"model":"tiny","stream":true,"max_tokens":3,"prompt":"{}"}}"#, "x".repeat(MIB));
     let mut client = Http1::connect(world.address).await;
     client.send(with_length(body.len())).await;
     client.send(&body).await;
@@ -147,10 +116,7 @@ async fn a_body_is_let_go_when_the_header_of_its_answer_passes() {
     assert_eq!(world.app.budget.used(), body.len());
     before.release();
     let answer = client.head().await;
-    assert_eq!(
-        (answer.status, answer.header("transfer-encoding")),
-        (200, Some("chunked"))
-    );
+    assert_eq!((answer.status, answer.header("transfer-encoding")), (200, Some("chunked")));
     during.waiting(1).await;
     assert_eq!((world.app.budget.used(), world.app.lifecycle.in_flight()), (0, 1));
 }
@@ -164,11 +130,7 @@ fn any_chunking_yields_the_same_bytes() {
     let sizes = || prop::collection::vec(1_usize..20_000, 1..10);
     let quirks = prop::sample::select(vec!["", ";a=b", "  ", ";quoted=\"x;y\""]);
     let trailers = prop::sample::select(vec!["", "x-sum: 1\r\n"]);
-    let config = ProptestConfig {
-        cases: 64,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
+    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(body in body, chunks in sizes(), writes in sizes(), quirk in quirks, trailer in trailers)| {
         let mut wire = with_chunks().into_bytes();
         for chunk in cut(&body, &chunks) {
@@ -210,24 +172,12 @@ async fn whatever_stands_in_a_body_is_passed_on_unchanged() {
     let keys: Vec<String> = (0..60_000).map(|key| format!("\"k{key}\":{key}")).collect();
     let keys = keys.join(",");
     let abuse: Vec<(&str, Vec<u8>)> = vec![
-        (
-            "deep arrays",
-            [b"[".repeat(100_000), b"]".repeat(100_000)].concat(),
-        ),
+        ("deep arrays", [b"[".repeat(100_000), b"]".repeat(100_000)].concat()),
         ("deep arrays without an end", b"[".repeat(100_000)),
         ("deep objects", b"{\"a\":".repeat(100_000)),
-        (
-            "deep under the model",
-            [br#"{"model":"#.to_vec(), b"[".repeat(100_000)].concat(),
-        ),
-        (
-            "deep under another key",
-            [br#"{"messages":"#.to_vec(), b"[".repeat(300_000)].concat(),
-        ),
-        (
-            "invalid UTF-8",
-            b"{\"model\":\"\xff\xfe\",\"prompt\":\"\xc3\x28\"}".to_vec(),
-        ),
+        ("deep under the model", [br#"{"model":"#.to_vec(), b"[".repeat(100_000)].concat()),
+        ("deep under another key", [br#"{"messages":"#.to_vec(), b"[".repeat(300_000)].concat()),
+        ("invalid UTF-8", b"{\"model\":\"\xff\xfe\",\"prompt\":\"\xc3\x28\"}".to_vec()),
         ("UTF-8 with a mark", "\u{feff}{\"model\":\"tiny\"}".into()),
         (
             "duplicate keys",
@@ -237,23 +187,14 @@ async fn whatever_stands_in_a_body_is_passed_on_unchanged() {
             "huge numbers",
             br#"{"max_tokens":1e400,"seed":123456789012345678901234567890,"top_p":-0.0e-999}"#.to_vec(),
         ),
-        (
-            "lone surrogates",
-            br#"{"model":"\ud800","prompt":"\udfff\ud83d"}"#.to_vec(),
-        ),
+        ("lone surrogates", br#"{"model":"\ud800","prompt":"\udfff\ud83d"}"#.to_vec()),
         ("no numbers", br#"{"temperature":NaN,"top_p":Infinity}"#.to_vec()),
-        (
-            "wrong types",
-            br#"{"model":{"a":[1]},"stream":"yes","messages":null,"prompt":true}"#.to_vec(),
-        ),
+        ("wrong types", br#"{"model":{"a":[1]},"stream":"yes","messages":null,"prompt":true}"#.to_vec()),
         ("many keys", format!("{{{keys},\"model\":\"tiny\"}}").into()),
         ("trailing bytes", b"{\"model\":\"tiny\"}}}}\0\0".to_vec()),
         ("nothing but space", b" ".repeat(100_000)),
         ("half a string", br#"{"model":"ti"#.to_vec()),
-        (
-            "a long model",
-            format!(r#"{{"model":"{}"}}"#, "m".repeat(MIB)).into(),
-        ),
+        ("a long model", format!(r#"{{"model":"{}"}}"#, "m".repeat(MIB)).into()),
     ];
     for (name, body) in abuse {
         for framing in [Framing::Length, Framing::Chunked, Framing::H2Length] {
@@ -288,19 +229,10 @@ async fn pipelined_requests_are_answered_in_order() {
     client.send(wire).await;
     for number in 0..10 {
         let answer = client.answer().await;
-        assert_eq!(
-            (answer.status, answer.header("x-request-id")),
-            (200, Some(number.to_string().as_str()))
-        );
+        assert_eq!((answer.status, answer.header("x-request-id")), (200, Some(number.to_string().as_str())));
         assert!(!answer.body.is_empty());
     }
     let received = world.engines[0].received();
-    let arrived: Vec<_> = received
-        .iter()
-        .map(|request| request.body_sha256.clone())
-        .collect();
-    assert_eq!(
-        arrived,
-        bodies.iter().map(|body| sha256(body)).collect::<Vec<_>>()
-    );
+    let arrived: Vec<_> = received.iter().map(|request| request.body_sha256.clone()).collect();
+    assert_eq!(arrived, bodies.iter().map(|body| sha256(body)).collect::<Vec<_>>());
 }

@@ -20,10 +20,7 @@ fn load(world: &World, at: usize) -> Load {
 }
 
 fn requests(requests: usize, pending_prompt_bytes: usize) -> Load {
-    Load {
-        requests,
-        pending_prompt_bytes,
-    }
+    Load { requests, pending_prompt_bytes }
 }
 
 /// Waits until nothing is in flight, held or connected any more.
@@ -74,11 +71,7 @@ mod values {
     }
 
     async fn one_engine(fault: Fault) -> World {
-        let world = World::with(Plan {
-            engines: vec![EngineOptions::default()],
-            ..Plan::default()
-        })
-        .await;
+        let world = World::with(Plan { engines: vec![EngineOptions::default()], ..Plan::default() }).await;
         world.engines[0].fail_next(1, fault);
         world
     }
@@ -137,11 +130,7 @@ mod values {
     #[tokio::test]
     async fn a_request_without_a_body_is_charged_without_bytes() {
         let world = World::new().await;
-        let gates: Vec<_> = world
-            .engines
-            .iter()
-            .map(|engine| engine.hold_path("/version"))
-            .collect();
+        let gates: Vec<_> = world.engines.iter().map(|engine| engine.hold_path("/version")).collect();
         let check = async {
             tokio::select! {
                 () = gates[0].waiting(1) => assert_eq!(load(&world, 0), requests(1, 0)),
@@ -207,14 +196,8 @@ fn ending() -> impl Strategy<Value = Ending> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (ending(), any::<bool>(), any::<bool>(), 0_u64..10).prop_map(
-        |(ending, stream, http2, starts_after_ms)| Case {
-            ending,
-            stream,
-            http2,
-            starts_after_ms,
-        },
-    )
+    (ending(), any::<bool>(), any::<bool>(), 0_u64..10)
+        .prop_map(|(ending, stream, http2, starts_after_ms)| Case { ending, stream, http2, starts_after_ms })
 }
 
 impl Case {
@@ -227,11 +210,7 @@ impl Case {
     }
 
     fn path(&self) -> &'static str {
-        if matches!(self.ending, Ending::NoRoute) {
-            "/nowhere"
-        } else {
-            CHAT
-        }
+        if matches!(self.ending, Ending::NoRoute) { "/nowhere" } else { CHAT }
     }
 
     fn fault(&self) -> &'static str {
@@ -250,18 +229,11 @@ impl Case {
             _ => Duration::from_secs(20),
         };
         let ended = if self.http2 {
-            tokio::time::timeout(patience, self.over_http2(http2))
-                .await
-                .is_ok()
+            tokio::time::timeout(patience, self.over_http2(http2)).await.is_ok()
         } else {
-            tokio::time::timeout(patience, self.over_http1(client, address))
-                .await
-                .is_ok()
+            tokio::time::timeout(patience, self.over_http1(client, address)).await.is_ok()
         };
-        assert!(
-            ended || matches!(self.ending, Ending::Leaves(_)),
-            "{self:?} hangs"
-        );
+        assert!(ended || matches!(self.ending, Ending::Leaves(_)), "{self:?} hangs");
     }
 
     async fn over_http1(&self, client: &reqwest::Client, address: SocketAddr) {
@@ -307,10 +279,7 @@ fn h2_chat_on(
 
 /// Runs the cases at once against three engines, of which one starts and stops meanwhile.
 async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
-    let options = EngineOptions {
-        faults_by_header: true,
-        ..EngineOptions::default()
-    };
+    let options = EngineOptions { faults_by_header: true, ..EngineOptions::default() };
     let (_place, address) = reserve();
     let world = World::with(Plan {
         engines: vec![options.clone(); 2],
@@ -325,9 +294,7 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
     .await;
     let client = crate::world::client();
     let http2 = Http2::connect(world.address).await;
-    let requests = cases
-        .iter()
-        .map(|case| case.run(&client, http2.sender.clone(), world.address));
+    let requests = cases.iter().map(|case| case.run(&client, http2.sender.clone(), world.address));
     let moody = async {
         tokio::time::sleep(Duration::from_millis(comes_after_ms)).await;
         let engine = Engine::start_at(address, options).unwrap();
@@ -338,11 +305,7 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
     drop((client, http2));
     assert_balanced(&world).await;
     let logged = world.access_log().await.len();
-    assert!(
-        logged <= cases.len(),
-        "{logged} lines for {} requests",
-        cases.len()
-    );
+    assert!(logged <= cases.len(), "{logged} lines for {} requests", cases.len());
 }
 
 proptest! {
@@ -370,11 +333,7 @@ async fn a_client_that_leaves_while_its_body_arrives_leaves_nothing_behind() {
     until(|| world.app.budget.used() == 100_000).await;
     let mut client = Http2::connect(world.address).await;
     let response = h2_chat(&mut client, &chat("x"));
-    assert_eq!(
-        response.await.unwrap().status(),
-        200,
-        "others are served meanwhile"
-    );
+    assert_eq!(response.await.unwrap().status(), 200, "others are served meanwhile");
     drop((socket, client));
     assert_balanced(&world).await;
     assert_eq!(world.received(CHAT).iter().sum::<u64>(), 1);

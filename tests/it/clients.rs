@@ -54,10 +54,7 @@ impl Http1 {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     pub(crate) fn over(stream: S) -> Self {
-        Self {
-            stream,
-            buffer: Vec::new(),
-        }
+        Self { stream, buffer: Vec::new() }
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -117,11 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         let mut rest = std::mem::take(&mut self.buffer);
         // A reset is an end as well.
         let _ended_in_order = within(self.stream.read_to_end(&mut rest)).await.is_ok();
-        assert_eq!(
-            String::from_utf8_lossy(&rest),
-            "",
-            "nothing but the end was expected"
-        );
+        assert_eq!(String::from_utf8_lossy(&rest), "", "nothing but the end was expected");
     }
 
     async fn read_answer(&mut self, has_body: bool) -> Answer {
@@ -133,9 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             answer.body = self.chunks().await;
             return answer;
         }
-        let length = answer
-            .header("content-length")
-            .map_or(0, |length| length.parse().unwrap());
+        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
         answer.body = self.take(length).await;
         answer
     }
@@ -143,11 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     async fn read_head(&mut self) -> Answer {
         let head = String::from_utf8(self.take_until(b"\r\n\r\n").await).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer {
-            status,
-            head: head.to_ascii_lowercase(),
-            body: Vec::new(),
-        }
+        Answer { status, head: head.to_ascii_lowercase(), body: Vec::new() }
     }
 
     async fn take_until(&mut self, end: &[u8]) -> Vec<u8> {
@@ -184,13 +171,8 @@ pub(crate) enum Framing {
     H2Unknown,
 }
 
-pub(crate) const FRAMINGS: [Framing; 5] = [
-    Framing::Length,
-    Framing::Chunked,
-    Framing::Expect,
-    Framing::H2Length,
-    Framing::H2Unknown,
-];
+pub(crate) const FRAMINGS: [Framing; 5] =
+    [Framing::Length, Framing::Chunked, Framing::Expect, Framing::H2Length, Framing::H2Unknown];
 
 /// Bytes without a pattern, the same each time.
 pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
@@ -247,10 +229,7 @@ impl Http2 {
         let (sender, connection) = h2::client::handshake(tcp).await.unwrap();
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        Self {
-            sender,
-            _driver: driver,
-        }
+        Self { sender, _driver: driver }
     }
 
     pub(crate) async fn begin(&mut self, length: Option<usize>) -> (ResponseFuture, SendStream<Bytes>) {
@@ -259,9 +238,7 @@ impl Http2 {
             request = request.header("content-length", length);
         }
         self.sender = within(self.sender.clone().ready()).await.unwrap();
-        self.sender
-            .send_request(request.body(()).unwrap(), false)
-            .unwrap()
+        self.sender.send_request(request.body(()).unwrap(), false).unwrap()
     }
 
     pub(crate) async fn post(
@@ -284,10 +261,7 @@ pub(crate) async fn send_all(stream: &mut SendStream<Bytes>, body: &[u8]) {
             let Some(Ok(capacity)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else {
                 return;
             };
-            if stream
-                .send_data(piece.split_to(capacity.min(piece.len())), false)
-                .is_err()
-            {
+            if stream.send_data(piece.split_to(capacity.min(piece.len())), false).is_err() {
                 return;
             }
         }
@@ -304,10 +278,7 @@ pub(crate) struct Clients {
 
 impl Clients {
     pub(crate) async fn connect(world: &World) -> Self {
-        Self {
-            http1: Http1::connect(world.address).await,
-            http2: Http2::connect(world.address).await,
-        }
+        Self { http1: Http1::connect(world.address).await, http2: Http2::connect(world.address).await }
     }
 
     pub(crate) async fn post(&mut self, framing: Framing, body: &[u8]) -> u16 {

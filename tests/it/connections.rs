@@ -10,11 +10,7 @@ use tokio::time::Instant;
 const GET: &str = "GET /version HTTP/1.1\r\nHost: gateway\r\n\r\n";
 
 async fn world(sections: &str) -> World {
-    World::with(Plan {
-        sections: sections.to_owned(),
-        ..Plan::default()
-    })
-    .await
+    World::with(Plan { sections: sections.to_owned(), ..Plan::default() }).await
 }
 
 fn refused(world: &World, reason: &str) -> f64 {
@@ -23,10 +19,7 @@ fn refused(world: &World, reason: &str) -> f64 {
 
 fn assert_refused_once(world: &World, reason: &str) {
     let count = refused(world, reason);
-    assert!(
-        (count - 1.0).abs() < f64::EPSILON,
-        "{reason} was counted {count} times"
-    );
+    assert!((count - 1.0).abs() < f64::EPSILON, "{reason} was counted {count} times");
 }
 
 /// A connection on which a request was served, so that it is surely open.
@@ -50,20 +43,13 @@ async fn an_idle_connection_is_closed_in_silence_after_its_requests() {
     let world = world("timeouts: {idle: 50ms}").await;
     let mut client = open(&world).await;
     client.ends().await;
-    assert!(
-        refused(&world, "idle") < f64::EPSILON,
-        "it was served, not refused"
-    );
+    assert!(refused(&world, "idle") < f64::EPSILON, "it was served, not refused");
 }
 
 #[tokio::test]
 async fn a_connection_outlives_a_request_that_takes_longer_than_a_header_may() {
     let world = world("timeouts: {header: 50ms}").await;
-    let gates: Vec<_> = world
-        .engines
-        .iter()
-        .map(|engine| engine.hold_path("/version"))
-        .collect();
+    let gates: Vec<_> = world.engines.iter().map(|engine| engine.hold_path("/version")).collect();
     let mut client = Http1::connect(world.address).await;
     client.send(GET).await;
     // Nothing is awaited here: the time itself is what must not matter.
@@ -121,9 +107,7 @@ async fn connections_beyond_the_limit_are_refused_until_one_has_ended() {
         third.ends().await;
         assert_refused_once(&world, reason);
         // A refused body closes the connection, and its end is an event that can be awaited.
-        first
-            .send("POST / HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2000\r\n\r\n")
-            .await;
+        first.send("POST / HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2000\r\n\r\n").await;
         assert_eq!(first.answer().await.status, 413);
         first.stream.shutdown().await.unwrap();
         first.ends().await;
@@ -138,10 +122,7 @@ async fn one_connection_serves_any_number_of_requests_whoever_answers_them() {
     world.app.models_service().tick(&crate::world::client()).await;
     let mut client = Http1::connect(world.address).await;
     for path in ["/version", "/v1/models"] {
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: gateway\r\nA: {}\r\n\r\n",
-            "x".repeat(100)
-        );
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nA: {}\r\n\r\n", "x".repeat(100));
         for number in 0..20 {
             client.send(&request).await;
             assert_eq!(client.answer().await.status, 200, "{path} {number}");
@@ -204,14 +185,7 @@ async fn http2_is_closed_when_idle_and_without_a_request() {
     let half_a_header = b"\0\0\x40\x01\x04\0\0\0\x01\x82";
     for after_preface in [&b""[..], half_a_header] {
         let mut raw = Http1::connect(world.address).await;
-        raw.send(
-            [
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
-                after_preface,
-            ]
-            .concat(),
-        )
-        .await;
+        raw.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", after_preface].concat()).await;
         let _closed = within(raw.stream.read_to_end(&mut Vec::new())).await.is_ok();
     }
 }
@@ -227,14 +201,9 @@ async fn a_client_of_http_1_0_sees_the_end_of_its_answer() {
 
     let mut keeps = Http1::connect(world.address).await;
     for _ in 0..2 {
-        keeps
-            .send("GET /version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-            .await;
+        keeps.send("GET /version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
         let answer = keeps.answer().await;
-        assert_eq!(
-            (answer.status, answer.header("connection")),
-            (200, Some("keep-alive"))
-        );
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")));
     }
 }
 
@@ -242,9 +211,7 @@ async fn a_client_of_http_1_0_sees_the_end_of_its_answer() {
 async fn a_client_that_wants_to_close_is_closed() {
     let world = World::new().await;
     let mut client = Http1::connect(world.address).await;
-    client
-        .send("GET /version HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
-        .await;
+    client.send("GET /version HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     client.ends().await;
@@ -259,16 +226,9 @@ async fn two_framings_of_one_body_are_never_followed_by_another_request() {
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     client.ends().await;
-    let received: Vec<_> = world
-        .engines
-        .iter()
-        .flat_map(|engine| engine.received())
-        .collect();
+    let received: Vec<_> = world.engines.iter().flat_map(|engine| engine.received()).collect();
     assert_eq!(received.len(), 1);
-    assert_eq!(
-        (&received[0].body[..], received[0].framing),
-        (&b"{}"[..], mocks::Framing::ContentLength)
-    );
+    assert_eq!((&received[0].body[..], received[0].framing), (&b"{}"[..], mocks::Framing::ContentLength));
 }
 
 #[tokio::test]
@@ -295,16 +255,12 @@ async fn a_request_that_is_none_is_answered_400() {
 async fn the_answer_to_head_has_no_body_and_the_connection_goes_on() {
     let world = world("routes: [{path: /version, cluster: llama}]").await;
     let mut client = Http1::connect(world.address).await;
-    client
-        .send("HEAD /version HTTP/1.1\r\nHost: gateway\r\n\r\n")
-        .await;
+    client.send("HEAD /version HTTP/1.1\r\nHost: gateway\r\n\r\n").await;
     let answer = client.answer_to_head().await;
     assert!(answer.header("content-length").is_some(), "{answer:?}");
     client.send(GET).await;
     assert_eq!(client.answer().await.status, 200);
-    client
-        .send("HEAD /nowhere HTTP/1.1\r\nHost: gateway\r\n\r\n")
-        .await;
+    client.send("HEAD /nowhere HTTP/1.1\r\nHost: gateway\r\n\r\n").await;
     assert_eq!(client.answer_to_head().await.status, 404);
     client.stream.shutdown().await.unwrap();
     client.ends().await;
@@ -314,16 +270,9 @@ async fn the_answer_to_head_has_no_body_and_the_connection_goes_on() {
 async fn an_absolute_target_reaches_the_backend_as_a_path() {
     let world = World::new().await;
     let mut client = Http1::connect(world.address).await;
-    client
-        .send("GET http://gateway/version?x=1 HTTP/1.1\r\nHost: gateway\r\n\r\n")
-        .await;
+    client.send("GET http://gateway/version?x=1 HTTP/1.1\r\nHost: gateway\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 200);
-    let received = world
-        .engines
-        .iter()
-        .flat_map(|engine| engine.received())
-        .next()
-        .unwrap();
+    let received = world.engines.iter().flat_map(|engine| engine.received()).next().unwrap();
     assert_eq!(received.path_and_query, "/version?x=1");
     assert_eq!(received.header("x-forwarded-host"), Some("gateway"));
 }
@@ -332,26 +281,18 @@ async fn an_absolute_target_reaches_the_backend_as_a_path() {
 async fn connect_is_answered_405() {
     let world = World::new().await;
     let mut client = Http1::connect(world.address).await;
-    client
-        .send("CONNECT gateway:443 HTTP/1.1\r\nHost: gateway:443\r\n\r\n")
-        .await;
+    client.send("CONNECT gateway:443 HTTP/1.1\r\nHost: gateway:443\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 405);
     client.ends().await;
 }
 
 #[tokio::test]
 async fn a_client_that_ends_its_side_while_it_waits_is_taken_for_gone() {
-    let world = World::with(Plan {
-        engines: vec![mocks::EngineOptions::default()],
-        ..Plan::default()
-    })
-    .await;
+    let world = World::with(Plan { engines: vec![mocks::EngineOptions::default()], ..Plan::default() }).await;
     let engine = &world.engines[0];
     let gate = engine.hold_headers();
     let mut client = Http1::connect(world.address).await;
-    client
-        .send("POST /v1/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2\r\n\r\n{}")
-        .await;
+    client.send("POST /v1/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 2\r\n\r\n{}").await;
     gate.waiting(1).await;
     client.stream.shutdown().await.unwrap();
     within(engine.until(|stats| stats.cancelled("/v1/completions") == 1)).await;
@@ -359,8 +300,5 @@ async fn a_client_that_ends_its_side_while_it_waits_is_taken_for_gone() {
     assert_eq!(world.app.budget.used(), 0);
     assert_eq!(world.app.clusters()[0].fleet.backends()[0].load().requests, 0);
     let entry = world.last_entry().await;
-    assert_eq!(
-        (entry["status"].as_u64(), entry["outcome"].as_str()),
-        (Some(499), Some("client_gone"))
-    );
+    assert_eq!((entry["status"].as_u64(), entry["outcome"].as_str()), (Some(499), Some("client_gone")));
 }

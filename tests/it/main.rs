@@ -1,10 +1,6 @@
 //! Tests of the rooms, in one binary.
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on fails, and says where"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails, and says where")]
 
 mod backends;
 mod bodies;

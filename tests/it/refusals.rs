@@ -43,10 +43,7 @@ async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
     declared.ends().await;
     let mut h2 = Http2::connect(world.address).await;
     let (response, _stream) = h2.begin(Some(longer.len())).await;
-    assert_eq!(
-        within(response).await.unwrap().status(),
-        StatusCode::PAYLOAD_TOO_LARGE
-    );
+    assert_eq!(within(response).await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
 
     let mut undeclared = Http1::connect(world.address).await;
     undeclared.send(with_chunks()).await;
@@ -54,25 +51,13 @@ async fn a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
     assert_too_large(&undeclared.answer().await);
     undeclared.ends().await;
     assert_eq!(clients.post(Framing::H2Unknown, &longer).await, 413);
-    assert_eq!(
-        clients.post(Framing::H2Unknown, &body).await,
-        200,
-        "the connection goes on"
-    );
-    assert_eq!(
-        world.engines[0].received().len(),
-        1,
-        "nothing of the refused has reached a backend"
-    );
+    assert_eq!(clients.post(Framing::H2Unknown, &body).await, 200, "the connection goes on");
+    assert_eq!(world.engines[0].received().len(), 1, "nothing of the refused has reached a backend");
     assert_eq!(world.app.budget.used(), 0);
 }
 
 fn assert_too_large(answer: &Answer) {
-    assert_eq!(
-        (answer.status, answer.header("connection")),
-        (413, Some("close")),
-        "{answer:?}"
-    );
+    assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "{answer:?}");
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(body["error"]["code"], "body_too_large");
 }
@@ -106,19 +91,12 @@ async fn a_client_that_sends_everything_before_it_reads_sees_the_413() {
 async fn what_is_too_large_is_never_asked_for() {
     let world = world("limits: {body_bytes_max: 1KiB}\ntimeouts: {drain: 50ms}").await;
     let mut client = Http1::connect(world.address).await;
-    client
-        .send(head(PATH, "Content-Length: 1025\r\nExpect: 100-continue\r\n"))
-        .await;
+    client.send(head(PATH, "Content-Length: 1025\r\nExpect: 100-continue\r\n")).await;
     assert_too_large(&client.answer().await);
     client.ends().await;
     let mut lost = Http1::connect(world.address).await;
-    lost.send(head("/x", "Content-Length: 10\r\nExpect: 100-continue\r\n"))
-        .await;
-    assert_eq!(
-        lost.answer().await.status,
-        100,
-        "a body that may come is asked for"
-    );
+    lost.send(head("/x", "Content-Length: 10\r\nExpect: 100-continue\r\n")).await;
+    assert_eq!(lost.answer().await.status, 100, "a body that may come is asked for");
 }
 
 #[tokio::test]
@@ -136,10 +114,7 @@ async fn a_dripping_body_is_answered_408_at_its_total_deadline() {
     let mut h2 = Http2::connect(world.address).await;
     let (response, mut stream) = h2.begin(None).await;
     stream.send_data(Bytes::from_static(b"x"), false).unwrap();
-    assert_eq!(
-        within(response).await.unwrap().status(),
-        StatusCode::REQUEST_TIMEOUT
-    );
+    assert_eq!(within(response).await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
     world.drained().await;
     assert_eq!(world.app.budget.used(), 0);
 }
@@ -162,21 +137,13 @@ async fn a_body_for_which_there_is_no_room_is_answered_503() {
         let answer = second.answer().await;
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
         second.ends().await;
-        assert_eq!(
-            Clients::connect(&world).await.post(framing, &body).await,
-            503,
-            "{framing:?}"
-        );
+        assert_eq!(Clients::connect(&world).await.post(framing, &body).await, 503, "{framing:?}");
         assert_eq!(world.app.budget.used(), body.len(), "{framing:?}");
 
         gate.release();
         assert_eq!(first.answer().await.status, 200);
         assert_eq!(world.app.budget.used(), 0);
-        assert_eq!(
-            Clients::connect(&world).await.post(framing, &body).await,
-            200,
-            "{framing:?}"
-        );
+        assert_eq!(Clients::connect(&world).await.post(framing, &body).await, 200, "{framing:?}");
     }
 }
 
@@ -185,9 +152,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind() 
     let world = world("").await;
     for reset in [false, true] {
         let mut client = Http1::connect(world.address).await;
-        client
-            .send(head(PATH, "Content-Length: 1000000\r\nExpect: 100-continue\r\n"))
-            .await;
+        client.send(head(PATH, "Content-Length: 1000000\r\nExpect: 100-continue\r\n")).await;
         assert_eq!(client.answer().await.status, 100);
         client.send(noise(1, 500_000)).await;
         if reset {
@@ -195,12 +160,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind() 
         }
     }
     let mut chunks = Http1::connect(world.address).await;
-    chunks
-        .send(head(
-            PATH,
-            "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n",
-        ))
-        .await;
+    chunks.send(head(PATH, "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n")).await;
     assert_eq!(chunks.answer().await.status, 100);
     chunks.send("fffff\r\n").await;
     chunks.send(noise(2, 300_000)).await;
@@ -219,9 +179,6 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind() 
     assert_eq!(world.app.budget.used(), 0);
     assert_eq!(world.engines[0].received().len(), 1, "half a body is no request");
     let log = world.access_log().await;
-    let gone = log
-        .iter()
-        .filter(|entry| entry["outcome"] == "client_gone")
-        .count();
+    let gone = log.iter().filter(|entry| entry["outcome"] == "client_gone").count();
     assert_eq!((gone, log.len()), (5, 6), "{log:?}");
 }

@@ -19,17 +19,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("admin", &["state"]),
     ("background", &["state", "clients"]),
     ("proxy", &["state", "access_log"]),
-    (
-        "app",
-        &["proxy", "background", "admin", "state", "access_log", "shutdown"],
-    ),
+    ("app", &["proxy", "background", "admin", "state", "access_log", "shutdown"]),
     ("demo", &["app", "arguments", "log"]),
 ];
 
 /// Names that say nothing about what is behind them.
-const EMPTY_NAMES: &[&str] = &[
-    "utils", "util", "common", "helpers", "manager", "handler", "types", "misc",
-];
+const EMPTY_NAMES: &[&str] = &["utils", "util", "common", "helpers", "manager", "handler", "types", "misc"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -67,22 +62,13 @@ fn room(path: &Path) -> Option<String> {
 fn rooms_name_only_the_rooms_below_them() {
     for (path, text) in all() {
         let Some(room) = room(&path) else { continue };
-        let (_, allowed) = ARROWS
-            .iter()
-            .find(|(name, _)| *name == room)
-            .unwrap_or_else(|| panic!("{room} has no arrows"));
+        let (_, allowed) =
+            ARROWS.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} has no arrows"));
         let code = text.split("#[cfg(test)]").next().unwrap();
         for named in code.split("crate::").skip(1) {
-            let named = named
-                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                .next()
-                .unwrap();
+            let named = named.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap();
             let fine = named == room || ["config", "metrics"].contains(&named) || allowed.contains(&named);
-            assert!(
-                fine || named.is_empty(),
-                "{}: {room} may not name {named}",
-                path.display()
-            );
+            assert!(fine || named.is_empty(), "{}: {room} may not name {named}", path.display());
         }
     }
 }
@@ -92,33 +78,17 @@ fn only_the_demo_names_the_mocks_and_the_mocks_name_nobody() {
     for (path, text) in all() {
         let in_product = path.starts_with("src") && !path.ends_with("demo.rs");
         assert!(!in_product || !text.contains("mocks::"), "{}", path.display());
-        assert!(
-            !path.starts_with("mocks") || !text.contains("kvway::"),
-            "{}",
-            path.display()
-        );
+        assert!(!path.starts_with("mocks") || !text.contains("kvway::"), "{}", path.display());
     }
 }
 
 #[test]
 fn files_are_rooms_and_not_halls() {
     for (path, text) in all() {
-        assert!(
-            text.lines().count() <= LINES_MAX,
-            "{}: more than {LINES_MAX} lines",
-            path.display()
-        );
+        assert!(text.lines().count() <= LINES_MAX, "{}: more than {LINES_MAX} lines", path.display());
         let name = path.file_stem().unwrap().to_str().unwrap();
-        assert!(
-            !EMPTY_NAMES.contains(&name),
-            "{}: the name says nothing",
-            path.display()
-        );
-        assert!(
-            text.starts_with("//!"),
-            "{}: no head that says what it is",
-            path.display()
-        );
+        assert!(!EMPTY_NAMES.contains(&name), "{}: the name says nothing", path.display());
+        assert!(text.starts_with("//!"), "{}: no head that says what it is", path.display());
     }
 }
 
@@ -132,10 +102,6 @@ fn the_map_names_every_file_of_the_product() {
         } else {
             name
         };
-        assert!(
-            map.contains(name),
-            "ARCHITECTURE.md does not name {}",
-            path.display()
-        );
+        assert!(map.contains(name), "ARCHITECTURE.md does not name {}", path.display());
     }
 }

@@ -42,10 +42,7 @@ impl Authority {
     fn issue(&self) -> Identity {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
-        Identity {
-            certificate: params.signed_by(&key, &self.0).unwrap().pem(),
-            key: key.serialize_pem(),
-        }
+        Identity { certificate: params.signed_by(&key, &self.0).unwrap().pem(), key: key.serialize_pem() }
     }
 
     fn pem(&self) -> String {
@@ -64,16 +61,9 @@ impl Gateway {
     async fn start(engine: &Engine, server: &Identity, client_ca: Option<&Authority>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| write(&folder, name, text);
-        let (certificate, key) = (
-            write("server.pem", &server.certificate),
-            write("key.pem", &server.key),
-        );
-        let client_ca = client_ca.map(|authority| {
-            format!(
-                ", client_ca: {}",
-                write("clients.pem", &authority.pem()).display()
-            )
-        });
+        let (certificate, key) = (write("server.pem", &server.certificate), write("key.pem", &server.key));
+        let client_ca = client_ca
+            .map(|authority| format!(", client_ca: {}", write("clients.pem", &authority.pem()).display()));
         let [address, admin] = free_addresses();
         let config = format!(
             "server: {{threads: 1, upgrade_socket: {}/upgrade.sock}}\n\
@@ -95,11 +85,7 @@ impl Gateway {
             .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();
-        let mut gateway = Self {
-            child,
-            address,
-            folder,
-        };
+        let mut gateway = Self { child, address, folder };
         within(gateway.ready(admin)).await;
         gateway
     }
@@ -115,11 +101,7 @@ impl Gateway {
             }
             let ended = self.child.try_wait().unwrap();
             let log = self.folder.path().join("log");
-            assert!(
-                ended.is_none(),
-                "{ended:?}: {}",
-                std::fs::read_to_string(log).unwrap()
-            );
+            assert!(ended.is_none(), "{ended:?}: {}", std::fs::read_to_string(log).unwrap());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -138,15 +120,10 @@ impl Gateway {
             None => config.with_no_client_auth(),
             Some(identity) => {
                 let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
-                config
-                    .with_client_auth_cert(vec![certificate(&identity.certificate)], key)
-                    .unwrap()
+                config.with_client_auth_cert(vec![certificate(&identity.certificate)], key).unwrap()
             }
         };
-        config.alpn_protocols = protocols
-            .iter()
-            .map(|protocol| protocol.as_bytes().to_vec())
-            .collect();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let connecting =
             TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(NAME).unwrap(), tcp);
@@ -192,10 +169,7 @@ fn requests(engine: &Engine) -> Vec<Received> {
 
 fn assert_arrived(engine: &Engine, body: &[u8]) {
     let received = requests(engine).pop().unwrap();
-    assert_eq!(
-        (received.body_bytes, received.body_sha256.clone()),
-        (body.len(), sha256(body))
-    );
+    assert_eq!((received.body_bytes, received.body_sha256.clone()), (body.len(), sha256(body)));
     assert_eq!(received.header("x-forwarded-proto"), Some("https"));
 }
 
@@ -227,10 +201,7 @@ async fn http1_over_tls_carries_long_bodies_and_streams() {
         assert_eq!(client.head().await.status, 200);
         gate.release();
         let events = client.chunks().await;
-        assert!(
-            events.starts_with(b"data: ") && events.ends_with(b"data: [DONE]\n\n"),
-            "{events:?}"
-        );
+        assert!(events.starts_with(b"data: ") && events.ends_with(b"data: [DONE]\n\n"), "{events:?}");
     }
 }
 
@@ -239,10 +210,7 @@ async fn http2_over_tls_carries_long_bodies_and_streams() {
     let engine = Engine::start(EngineOptions::default()).unwrap();
     let authority = Authority::new();
     let gateway = Gateway::start(&engine, &authority.issue(), None).await;
-    let stream = gateway
-        .connect(&authority, &["h2", "http/1.1"], None)
-        .await
-        .unwrap();
+    let stream = gateway.connect(&authority, &["h2", "http/1.1"], None).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
     let mut driver = JoinSet::new();
@@ -266,10 +234,7 @@ async fn http2_over_tls_carries_long_bodies_and_streams() {
     while let Some(chunk) = within(answer.data()).await {
         events.extend_from_slice(&chunk.unwrap());
     }
-    assert!(
-        events.starts_with(b"data: ") && events.ends_with(b"data: [DONE]\n\n"),
-        "{events:?}"
-    );
+    assert!(events.starts_with(b"data: ") && events.ends_with(b"data: [DONE]\n\n"), "{events:?}");
 }
 
 #[tokio::test]
@@ -284,18 +249,11 @@ async fn only_clients_with_a_certificate_of_the_authority_are_served() {
             let _sent = stream.write_all(&post(b"{}")).await.is_ok();
             let mut answer = Vec::new();
             let refused = within(stream.read_to_end(&mut answer)).await.is_err();
-            assert!(
-                refused && answer.is_empty(),
-                "{}",
-                String::from_utf8_lossy(&answer)
-            );
+            assert!(refused && answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
         }
     }
     assert!(requests(&engine).is_empty());
-    let stream = gateway
-        .connect(&servers, &["http/1.1"], Some(&good))
-        .await
-        .unwrap();
+    let stream = gateway.connect(&servers, &["http/1.1"], Some(&good)).await.unwrap();
     let mut client = Http1::over(stream);
     client.send(post(b"{}")).await;
     assert_eq!(client.answer().await.status, 200);
@@ -315,27 +273,18 @@ async fn a_backend_over_tls_is_reached_only_with_the_authority_and_name_that_are
         (format!("ca: {right}, server_name: other.test"), 502),
         (format!("ca: {right}"), 502),
         (format!("server_name: {NAME}"), 502),
-        (
-            format!("ca: {wrong}, server_name: other.test, verify: false"),
-            200,
-        ),
+        (format!("ca: {wrong}, server_name: other.test, verify: false"), 200),
         ("verify: false".to_owned(), 200),
     ] {
         let world = World::with(Plan {
             engines: Vec::new(),
-            more: vec![format!(
-                r#"id: a, address: "{}", tls: {{{tls}}}"#,
-                backend.address
-            )],
+            more: vec![format!(r#"id: a, address: "{}", tls: {{{tls}}}"#, backend.address)],
             ..Plan::default()
         })
         .await;
         engine.forget();
         let body = long_body();
-        let request = world
-            .client
-            .post(world.url("/v1/chat/completions"))
-            .body(body.clone());
+        let request = world.client.post(world.url("/v1/chat/completions")).body(body.clone());
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), status, "{tls}");
         let text = answer.text().await.unwrap();
@@ -350,10 +299,6 @@ async fn a_backend_over_tls_is_reached_only_with_the_authority_and_name_that_are
         }
         world.drained().await;
         let load = world.app.clusters()[0].fleet.backends()[0].load();
-        assert_eq!(
-            (load.requests, load.pending_prompt_bytes, world.app.budget.used()),
-            (0, 0, 0),
-            "{tls}"
-        );
+        assert_eq!((load.requests, load.pending_prompt_bytes, world.app.budget.used()), (0, 0, 0), "{tls}");
     }
 }

@@ -69,16 +69,8 @@ pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) 
     let backend =
         |(id, address): &(String, String)| format!("id: {id}, address: \"{address}\"{}", plan.backend);
     let backends = backends.iter().map(backend).chain(plan.more.iter().cloned());
-    let backends = backends
-        .map(|backend| format!("      - {{{backend}}}"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let cluster = plan
-        .cluster
-        .lines()
-        .map(|line| format!("    {line}"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let backends = backends.map(|backend| format!("      - {{{backend}}}")).collect::<Vec<_>>().join("\n");
+    let cluster = plan.cluster.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
     let log = folder.join("access.log");
     let text = format!(
         "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n",
@@ -98,17 +90,11 @@ impl World {
     /// The world that `plan` describes.
     pub async fn with(plan: Plan) -> Self {
         let start = |(index, options): (usize, &EngineOptions)| {
-            Engine::start(EngineOptions {
-                id: format!("vllm-{index}"),
-                ..options.clone()
-            })
-            .unwrap()
+            Engine::start(EngineOptions { id: format!("vllm-{index}"), ..options.clone() }).unwrap()
         };
         let engines: Vec<Engine> = plan.engines.iter().enumerate().map(start).collect();
-        let backends: Vec<_> = engines
-            .iter()
-            .map(|engine| (engine.id().to_owned(), engine.address().to_string()))
-            .collect();
+        let backends: Vec<_> =
+            engines.iter().map(|engine| (engine.id().to_owned(), engine.address().to_string())).collect();
         let folder = tempfile::tempdir().unwrap();
         let config = configuration(&plan, &backends, folder.path());
         let app = Arc::new(App::new(config).unwrap());
@@ -117,15 +103,7 @@ impl World {
         }
         let (shutdown, watch) = watch::channel(false);
         let (address, serving) = serve(&app, watch).await;
-        Self {
-            engines,
-            app,
-            address,
-            client: client(),
-            folder,
-            _shutdown: shutdown,
-            _serving: serving,
-        }
+        Self { engines, app, address, client: client(), folder, _shutdown: shutdown, _serving: serving }
     }
 
     /// The gateway's URL for `path`.
@@ -142,12 +120,7 @@ impl World {
 
     /// Answers an ordinary chat request through the gateway.
     pub async fn chat(&self) -> reqwest::Response {
-        self.client
-            .post(self.url("/v1/chat/completions"))
-            .json(&chat("hello"))
-            .send()
-            .await
-            .unwrap()
+        self.client.post(self.url("/v1/chat/completions")).json(&chat("hello")).send().await.unwrap()
     }
 
     /// How many requests on `path` each engine has met.
@@ -182,9 +155,7 @@ impl World {
     /// The value of the series that begins with `series`, such as `kvway_retries_total{cause="stale",cluster="llama"}`.
     pub fn metric(&self, series: &str) -> f64 {
         let text = self.metrics();
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
@@ -198,9 +169,7 @@ impl World {
     /// The access log so far, one value per request; closes it, so later requests are not in it.
     pub async fn access_log(&self) -> Vec<serde_json::Value> {
         let text = self.access_log_text().await;
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The last of [`World::access_log`].
@@ -211,13 +180,7 @@ impl World {
 
 /// Serves `app` on a port of its own until the set is dropped.
 pub async fn serve(app: &Arc<App>, shutdown: watch::Receiver<bool>) -> (SocketAddr, JoinSet<()>) {
-    let guard = Arc::new(app.guard(
-        &Arc::new(ServerConf {
-            max_retries: 10,
-            ..ServerConf::default()
-        }),
-        true,
-    ));
+    let guard = Arc::new(app.guard(&Arc::new(ServerConf { max_retries: 10, ..ServerConf::default() }), true));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut serving = JoinSet::new();
@@ -271,11 +234,7 @@ pub(crate) async fn within<F: Future>(event: F) -> F::Output {
 /// A client that keeps connections and waits for nothing longer than a test may take.
 pub fn client() -> reqwest::Client {
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_mins(1))
-        .build()
-        .unwrap()
+    reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build().unwrap()
 }
 
 /// A chat request that is not streamed.

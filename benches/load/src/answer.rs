@@ -104,14 +104,8 @@ impl Answer {
                 let Some((line, used)) = line(input)? else {
                     return Ok(None);
                 };
-                let size = line
-                    .split(|byte| *byte == b';')
-                    .next()
-                    .unwrap_or_default()
-                    .trim_ascii();
-                let size = str::from_utf8(size)
-                    .ok()
-                    .and_then(|size| u64::from_str_radix(size, 16).ok());
+                let size = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+                let size = str::from_utf8(size).ok().and_then(|size| u64::from_str_radix(size, 16).ok());
                 self.state = match size {
                     None => return Err(Malformed("chunk size")),
                     Some(0) => State::Trailer,
@@ -197,12 +191,9 @@ impl Answer {
             }
         }
         self.after_newline = expected == Some(data.len());
-        let kept = data
-            .get(data.len().saturating_sub(STREAM_END.len())..)
-            .unwrap_or(data);
+        let kept = data.get(data.len().saturating_sub(STREAM_END.len())..).unwrap_or(data);
         self.tail.extend_from_slice(kept);
-        self.tail
-            .drain(..self.tail.len().saturating_sub(STREAM_END.len()));
+        self.tail.drain(..self.tail.len().saturating_sub(STREAM_END.len()));
     }
 }
 
@@ -212,10 +203,7 @@ fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
         Some(at) if at > LINE_BYTES_MAX => Err(Malformed("line too long")),
         Some(at) => {
             let line = input.get(..at).unwrap_or_default();
-            Ok(Some((
-                line.strip_suffix(b"\r").ok_or(Malformed("line without CRLF"))?,
-                at + 1,
-            )))
+            Ok(Some((line.strip_suffix(b"\r").ok_or(Malformed("line without CRLF"))?, at + 1)))
         }
         None if input.len() > LINE_BYTES_MAX => Err(Malformed("line too long")),
         None => Ok(None),
@@ -246,10 +234,7 @@ mod tests {
     fn a_stream_is_read_the_same_however_it_is_cut() {
         for size in 1..STREAM.len() {
             let (answer, pending) = read(STREAM, size).unwrap();
-            assert!(
-                answer.is_complete() && answer.ends_stream() && pending.is_empty(),
-                "size {size}"
-            );
+            assert!(answer.is_complete() && answer.ends_stream() && pending.is_empty(), "size {size}");
             assert_eq!((answer.status(), answer.events()), (200, 3), "size {size}");
         }
     }
@@ -258,10 +243,7 @@ mod tests {
     fn a_stream_is_whole_only_with_its_last_byte() {
         for end in 0..STREAM.len() {
             assert!(
-                !read(&STREAM[..end], 7)
-                    .unwrap_or((Answer::new(), Vec::new()))
-                    .0
-                    .is_complete(),
+                !read(&STREAM[..end], 7).unwrap_or((Answer::new(), Vec::new())).0.is_complete(),
                 "end {end}"
             );
         }

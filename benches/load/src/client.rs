@@ -30,11 +30,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn to(address: SocketAddr) -> Self {
-        Self {
-            address,
-            socket: None,
-            buffer: vec![0; READ_BYTES],
-        }
+        Self { address, socket: None, buffer: vec![0; READ_BYTES] }
     }
 
     /// Sends requests until the recorder has no more turns.
@@ -54,11 +50,8 @@ impl Connection {
         turn: usize,
         recorder: &Recorder,
     ) -> Result<(), Failure> {
-        let bytes = requests
-            .bytes
-            .get(turn % requests.bytes.len().max(1))
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let bytes =
+            requests.bytes.get(turn % requests.bytes.len().max(1)).map(Vec::as_slice).unwrap_or_default();
         let exchange = self.exchange(bytes, requests.stream, recorder);
         let timed = time::timeout(requests.timeout, exchange).await;
         let result = timed.unwrap_or(Err(Failure::Timeout(requests.timeout)));
@@ -100,11 +93,7 @@ impl Connection {
         if answer.closes() {
             self.socket.take();
         }
-        let whole = if stream {
-            answer.ends_stream()
-        } else {
-            answer.ends_object()
-        };
+        let whole = if stream { answer.ends_stream() } else { answer.ends_object() };
         match answer.status() {
             200 if whole && pending == 0 => recorder.answered(latency),
             200 => return Err(Failure::Incomplete),
@@ -131,11 +120,7 @@ mod tests {
     async fn meet(answers: &[&'static str], turns: u64, stream: bool) -> Summary {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connection = Connection::to(listener.local_addr().unwrap());
-        let requests = Requests {
-            bytes: vec![b"ping".to_vec()],
-            stream,
-            timeout: Duration::from_secs(30),
-        };
+        let requests = Requests { bytes: vec![b"ping".to_vec()], stream, timeout: Duration::from_secs(30) };
         let recorder = Rc::new(Recorder::new(Quota::Requests(turns)).unwrap());
         recorder.open();
         let server = async {
@@ -154,12 +139,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_kept_and_its_loss_is_counted() {
         let object = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
-        let summary = meet(
-            &[object, object, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"],
-            4,
-            false,
-        )
-        .await;
+        let summary =
+            meet(&[object, object, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"], 4, false).await;
         assert_eq!(summary.requests, 2);
         assert_eq!(summary.errors.get("closed"), Some(&1));
         assert_eq!(summary.errors.get("connect"), Some(&1));

@@ -59,17 +59,8 @@ struct Running {
 pub(crate) async fn run(compare: &Compare) -> Result<Report> {
     let (proxy_core, load_core) = two_cores(compare)?;
     let settings = Settings {
-        rounds: if compare.quick {
-            QUICK_ROUNDS
-        } else {
-            compare.rounds.get()
-        },
-        seconds: if compare.quick {
-            QUICK_DURATION
-        } else {
-            compare.duration
-        }
-        .as_secs_f64(),
+        rounds: if compare.quick { QUICK_ROUNDS } else { compare.rounds.get() },
+        seconds: if compare.quick { QUICK_DURATION } else { compare.duration }.as_secs_f64(),
         connections: compare.connections.get(),
         sse_events: compare.sse_events,
         sse_gap_ms: compare.sse_gap_ms,
@@ -99,21 +90,12 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
 
 fn two_cores(compare: &Compare) -> Result<(usize, usize)> {
     let cores = process::cores()?;
-    let proxy = compare.proxy_core.or_else(|| {
-        cores
-            .iter()
-            .copied()
-            .find(|core| Some(*core) != compare.load_core)
-    });
+    let proxy =
+        compare.proxy_core.or_else(|| cores.iter().copied().find(|core| Some(*core) != compare.load_core));
     let proxy = proxy.context("there is no core to use")?;
-    let load = compare
-        .load_core
-        .or_else(|| cores.iter().copied().find(|core| *core != proxy));
+    let load = compare.load_core.or_else(|| cores.iter().copied().find(|core| *core != proxy));
     let load = load.context("a comparison needs two cores, one of them for the proxy alone")?;
-    ensure!(
-        proxy != load,
-        "the proxy needs a core for itself: --proxy-core and --load-core are the same"
-    );
+    ensure!(proxy != load, "the proxy needs a core for itself: --proxy-core and --load-core are the same");
     Ok((proxy, load))
 }
 
@@ -124,10 +106,7 @@ fn programs(compare: &Compare) -> Result<Programs> {
         None => own.parent().context("this program is in no directory")?,
     };
     Ok(Programs {
-        mock_vllm: compare
-            .mock_vllm
-            .clone()
-            .unwrap_or_else(|| directory.join("mock-vllm")),
+        mock_vllm: compare.mock_vllm.clone().unwrap_or_else(|| directory.join("mock-vllm")),
         nginx: compare.nginx.clone(),
         bare_pingora: directory.join("bare-pingora"),
         kvway: compare.kvway.clone().unwrap_or_else(|| directory.join("kvway")),
@@ -144,15 +123,9 @@ fn workloads(compare: &Compare) -> Result<Vec<(String, Workload)>> {
     };
     let mut workloads = Vec::new();
     for size in &compare.body_bytes {
-        workloads.push((
-            format!("Bodies of {size:.0}"),
-            workload(usize::try_from(size.as_u64())?, false),
-        ));
+        workloads.push((format!("Bodies of {size:.0}"), workload(usize::try_from(size.as_u64())?, false)));
     }
-    let name = format!(
-        "Streams of {} events, {} ms apart",
-        compare.sse_events, compare.sse_gap_ms
-    );
+    let name = format!("Streams of {} events, {} ms apart", compare.sse_events, compare.sse_gap_ms);
     workloads.push((name, workload(STREAM_BODY_BYTES, true)));
     Ok(workloads)
 }
@@ -170,9 +143,7 @@ impl Stage {
             directory: tempfile::Builder::new().prefix("kvway-bench-").tempdir()?,
         };
         for number in 0..ENGINES {
-            stage
-                .start_engine(programs, &format!("vllm-{number}"), settings)
-                .await?;
+            stage.start_engine(programs, &format!("vllm-{number}"), settings).await?;
         }
         for &contestant in &compare.targets {
             stage.start(contestant, programs, compare, settings).await?;
@@ -183,13 +154,7 @@ impl Stage {
 
     async fn start_engine(&mut self, programs: &Programs, id: &str, settings: &Settings) -> Result<()> {
         let address = free_address()?;
-        let command = engine(
-            &programs.mock_vllm,
-            id,
-            address,
-            settings.sse_events,
-            settings.sse_gap_ms,
-        );
+        let command = engine(&programs.mock_vllm, id, address, settings.sse_events, settings.sse_gap_ms);
         let mut process = Process::spawn(id, command, settings.load_core, self.directory.path())
             .context("the mock engine is needed: build it with `cargo build --release -p mocks`")?;
         ready(&mut process, address).await?;
@@ -206,11 +171,7 @@ impl Stage {
         settings: &Settings,
     ) -> Result<()> {
         if contestant == Contestant::Direct {
-            self.targets.push(Running {
-                contestant,
-                addresses: self.addresses.clone(),
-                proxy: None,
-            });
+            self.targets.push(Running { contestant, addresses: self.addresses.clone(), proxy: None });
             return Ok(());
         }
         let Some((program, version)) = contestant.find(programs) else {
@@ -219,59 +180,29 @@ impl Stage {
             return Ok(());
         };
         let listen = free_address()?;
-        let largest = compare
-            .body_bytes
-            .iter()
-            .map(ByteSize::as_u64)
-            .max()
-            .unwrap_or_default();
+        let largest = compare.body_bytes.iter().map(ByteSize::as_u64).max().unwrap_or_default();
         let body_bytes_max = usize::try_from(largest)?.max(STREAM_BODY_BYTES);
         let directory = self.directory.path();
-        let launch = contestant.launch(
-            &program,
-            &Post {
-                listen,
-                engines: &self.addresses,
-                directory,
-                body_bytes_max,
-            },
-        )?;
+        let launch = contestant
+            .launch(&program, &Post { listen, engines: &self.addresses, directory, body_bytes_max })?;
         let name = contestant.to_string().to_lowercase().replace(' ', "-");
         let mut process = Process::spawn(&name, launch.command, settings.proxy_core, directory)?;
         ready(&mut process, listen).await?;
         let meter = CpuMeter::of_tree(process.pid())?.watching(settings.proxy_core);
         self.versions.insert(name.clone(), version);
-        self.configurations
-            .extend(launch.configuration.map(|text| (name, text)));
-        self.targets.push(Running {
-            contestant,
-            addresses: vec![listen],
-            proxy: Some((process, meter)),
-        });
+        self.configurations.extend(launch.configuration.map(|text| (name, text)));
+        self.targets.push(Running { contestant, addresses: vec![listen], proxy: Some((process, meter)) });
         Ok(())
     }
 
     async fn measure(&mut self, name: String, workload: Workload, settings: &Settings) -> Result<Case> {
         let bytes = workload.requests(&Authority::from_static("engines.test"), &CHAT_PATH)?;
-        let requests = Rc::new(Requests {
-            bytes,
-            stream: workload.stream,
-            timeout: TIMEOUT,
-        });
+        let requests = Rc::new(Requests { bytes, stream: workload.stream, timeout: TIMEOUT });
         let counted = Duration::from_secs_f64(settings.seconds);
-        let limit = Limit::Time {
-            settling: SETTLING,
-            counted,
-        };
-        let window = Window {
-            connections: settings.connections,
-            limit,
-        };
-        let mut rounds: Vec<(Contestant, Vec<Summary>)> = self
-            .targets
-            .iter()
-            .map(|target| (target.contestant, Vec::new()))
-            .collect();
+        let limit = Limit::Time { settling: SETTLING, counted };
+        let window = Window { connections: settings.connections, limit };
+        let mut rounds: Vec<(Contestant, Vec<Summary>)> =
+            self.targets.iter().map(|target| (target.contestant, Vec::new())).collect();
         for number in 0..=settings.rounds {
             let shown = if number == 0 {
                 "warm-up".to_owned()
@@ -296,9 +227,7 @@ impl Stage {
 impl Running {
     async fn measure(&mut self, window: &Window, requests: &Rc<Requests>) -> Result<Summary> {
         let meter = self.proxy.as_ref().map(|(_, meter)| meter);
-        let measured = window
-            .measure(&self.addresses, requests, meter, std::future::pending())
-            .await;
+        let measured = window.measure(&self.addresses, requests, meter, std::future::pending()).await;
         if let Some((process, _)) = &mut self.proxy {
             process.check()?;
         }
@@ -321,11 +250,7 @@ async fn ready(process: &mut Process, address: SocketAddr) -> Result<()> {
         seed: 0,
     };
     let bytes = workload.requests(&Authority::from_static("engines.test"), &CHAT_PATH)?;
-    let requests = Requests {
-        bytes,
-        stream: false,
-        timeout: READY_WITHIN,
-    };
+    let requests = Requests { bytes, stream: false, timeout: READY_WITHIN };
     let recorder = Recorder::new(Quota::Endless)?;
     let started = Instant::now();
     loop {

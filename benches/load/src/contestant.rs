@@ -92,16 +92,11 @@ impl Contestant {
             }
             Self::Kvway => {
                 let text = kvway(post, process::free_address()?);
-                command
-                    .args(["run", "-c"])
-                    .arg(write(post.directory, "kvway.yaml", &text)?);
+                command.args(["run", "-c"]).arg(write(post.directory, "kvway.yaml", &text)?);
                 Some(text)
             }
         };
-        Ok(Launch {
-            command,
-            configuration,
-        })
+        Ok(Launch { command, configuration })
     }
 }
 
@@ -126,11 +121,7 @@ pub(crate) fn engine(
         "1",
     ]);
     command.arg("--listen").arg(listen.to_string());
-    command
-        .arg("--sse-events")
-        .arg(sse_events.to_string())
-        .arg("--sse-gap-ms")
-        .arg(sse_gap_ms.to_string());
+    command.arg("--sse-events").arg(sse_events.to_string()).arg("--sse-gap-ms").arg(sse_gap_ms.to_string());
     command
 }
 
@@ -142,11 +133,8 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
 
 /// Bodies stay in memory and answers are passed on as they come; connections are never recycled by their age.
 fn nginx(post: &Post) -> String {
-    let servers: Vec<String> = post
-        .engines
-        .iter()
-        .map(|engine| format!("        server {engine};\n"))
-        .collect();
+    let servers: Vec<String> =
+        post.engines.iter().map(|engine| format!("        server {engine};\n")).collect();
     let servers = servers.concat();
     format!(
         "daemon off;
@@ -221,20 +209,12 @@ mod tests {
 
     fn post(engines: &[SocketAddr]) -> Post<'_> {
         let listen = "127.0.0.1:8080".parse().unwrap();
-        Post {
-            listen,
-            engines,
-            directory: Path::new("/tmp/bench"),
-            body_bytes_max: 1000,
-        }
+        Post { listen, engines, directory: Path::new("/tmp/bench"), body_bytes_max: 1000 }
     }
 
     #[test]
     fn every_engine_is_in_every_configuration() {
-        let engines: [SocketAddr; 2] = [
-            "127.0.0.1:1001".parse().unwrap(),
-            "127.0.0.1:1002".parse().unwrap(),
-        ];
+        let engines: [SocketAddr; 2] = ["127.0.0.1:1001".parse().unwrap(), "127.0.0.1:1002".parse().unwrap()];
         let nginx = nginx(&post(&engines));
         assert!(nginx.contains("server 127.0.0.1:1001;") && nginx.contains("server 127.0.0.1:1002;"));
         assert!(nginx.contains("listen 127.0.0.1:8080;") && nginx.contains("client_max_body_size 2000;"));

@@ -30,14 +30,8 @@ pub(crate) struct Spent {
 
 impl Spent {
     pub(crate) fn since(self, before: Self) -> Self {
-        let core = self
-            .core
-            .zip(before.core)
-            .map(|(now, before)| now.saturating_sub(before));
-        Self {
-            own: self.own.saturating_sub(before.own),
-            core,
-        }
+        let core = self.core.zip(before.core).map(|(now, before)| now.saturating_sub(before));
+        Self { own: self.own.saturating_sub(before.own), core }
     }
 }
 
@@ -50,22 +44,13 @@ impl CpuMeter {
             let line = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             parents.extend(parent(&line));
         }
-        ensure!(
-            parents.iter().any(|(pid, _)| *pid == root),
-            "there is no process {root}"
-        );
-        Ok(Self {
-            pids: tree(root, &parents),
-            core: None,
-        })
+        ensure!(parents.iter().any(|(pid, _)| *pid == root), "there is no process {root}");
+        Ok(Self { pids: tree(root, &parents), core: None })
     }
 
     /// Also measures what others do on `core`.
     pub(crate) fn watching(self, core: usize) -> Self {
-        Self {
-            core: Some(core),
-            ..self
-        }
+        Self { core: Some(core), ..self }
     }
 
     /// CPU time spent so far.
@@ -73,15 +58,11 @@ impl CpuMeter {
         let mut own = Duration::ZERO;
         for pid in &self.pids {
             let clock = time::clock_getcpuclockid(Pid::from_raw(*pid));
-            let spent = clock
-                .and_then(time::clock_gettime)
-                .with_context(|| format!("process {pid} has ended"))?;
+            let spent =
+                clock.and_then(time::clock_gettime).with_context(|| format!("process {pid} has ended"))?;
             own += Duration::from(spent);
         }
-        Ok(Spent {
-            own,
-            core: self.core.map(core_busy).transpose()?,
-        })
+        Ok(Spent { own, core: self.core.map(core_busy).transpose()? })
     }
 }
 
@@ -106,9 +87,7 @@ impl CpuUse {
             cores: own / elapsed,
             us_per_request: per(requests),
             us_per_event: per(events),
-            foreign_cores: spent
-                .core
-                .map(|core| (core.as_secs_f64() - own).max(0.0) / elapsed),
+            foreign_cores: spent.core.map(|core| (core.as_secs_f64() - own).max(0.0) / elapsed),
         }
     }
 }
@@ -123,12 +102,7 @@ fn busy(stat: &str, core: usize) -> Option<Duration> {
     let name = format!("cpu{core}");
     let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
     // user nice system idle iowait irq softirq steal; guest time is part of user.
-    let fields: Vec<u64> = line
-        .split(' ')
-        .skip(1)
-        .take(8)
-        .map_while(|field| field.parse().ok())
-        .collect();
+    let fields: Vec<u64> = line.split(' ').skip(1).take(8).map_while(|field| field.parse().ok()).collect();
     let idle: u64 = fields.get(3..5)?.iter().sum();
     let ticks = fields.iter().sum::<u64>() - idle;
     Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
@@ -145,12 +119,7 @@ fn tree(root: i32, parents: &[(i32, i32)]) -> Vec<i32> {
     let mut pids = vec![root];
     let mut next = 0;
     while let Some(&parent) = pids.get(next) {
-        pids.extend(
-            parents
-                .iter()
-                .filter(|(_, of)| *of == parent)
-                .map(|(pid, _)| *pid),
-        );
+        pids.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
         next += 1;
     }
     pids
@@ -169,10 +138,7 @@ mod tests {
 
     #[test]
     fn a_tree_holds_grandchildren_and_no_strangers() {
-        assert_eq!(
-            tree(10, &[(10, 1), (12, 11), (11, 10), (13, 1), (14, 13)]),
-            [10, 11, 12]
-        );
+        assert_eq!(tree(10, &[(10, 1), (12, 11), (11, 10), (13, 1), (14, 13)]), [10, 11, 12]);
     }
 
     #[test]

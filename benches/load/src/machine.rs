@@ -36,11 +36,7 @@ pub(crate) fn version(program: &Path, argument: &str) -> Option<String> {
     if !output.status.success() {
         return Some("unknown".to_owned());
     }
-    let text = if output.stdout.is_empty() {
-        output.stderr
-    } else {
-        output.stdout
-    };
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().next().unwrap_or_default();
     // nginx introduces itself as "nginx version: nginx/1".

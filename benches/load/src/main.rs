@@ -50,9 +50,7 @@ fn main() -> ExitCode {
 
 /// One thread: the load must not spread over the core of the proxy.
 fn start(command: &Command) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let interrupt = interrupt()?;
         match command {
@@ -100,11 +98,7 @@ async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
         seed: run.seed,
     };
     let bytes = workload.requests(&target.authority, &target.path)?;
-    let requests = Rc::new(Requests {
-        bytes,
-        stream: run.stream,
-        timeout: run.timeout,
-    });
+    let requests = Rc::new(Requests { bytes, stream: run.stream, timeout: run.timeout });
     tokio::pin!(interrupt);
     let recorder = Recorder::new(Quota::Endless)?;
     let mut connection = Connection::to(address);
@@ -115,31 +109,15 @@ async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
     trial.with_context(|| format!("{} does not serve", run.target))?;
     let limit = match run.requests {
         Some(requests) => Limit::Requests(requests),
-        None => Limit::Time {
-            settling: run.warm_up,
-            counted: run.duration,
-        },
+        None => Limit::Time { settling: run.warm_up, counted: run.duration },
     };
-    let window = Window {
-        connections: run.connections.get(),
-        limit,
-    };
-    let summary = window
-        .measure(&[address], &requests, meter.as_ref(), interrupt)
-        .await?;
+    let window = Window { connections: run.connections.get(), limit };
+    let summary = window.measure(&[address], &requests, meter.as_ref(), interrupt).await?;
     let target = run.target.to_string();
     print(&markdown::summary(&target, &summary)?)?;
     if let Some(file) = &run.json {
         let connections = run.connections.get();
-        keep(
-            file,
-            &Kept {
-                target,
-                connections,
-                workload: &workload,
-                summary: &summary,
-            },
-        )?;
+        keep(file, &Kept { target, connections, workload: &workload, summary: &summary })?;
     }
     if summary.requests == 0 && !summary.interrupted {
         bail!("no request to {} succeeded", run.target);

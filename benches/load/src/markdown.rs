@@ -45,11 +45,7 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
 
 fn measured(text: &mut String, case: &Case) -> Result<(), Error> {
     writeln!(text, "\n## {}\n", case.name)?;
-    head(
-        text,
-        "target",
-        case.figures().iter().map(|figure| figure.title).chain(["errors"]),
-    )?;
+    head(text, "target", case.figures().iter().map(|figure| figure.title).chain(["errors"]))?;
     for entry in &case.targets {
         write!(text, "| {} |", entry.target)?;
         for figure in case.figures() {
@@ -84,11 +80,7 @@ fn ratios(text: &mut String, case: &Case) -> Result<(), Error> {
 }
 
 fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
-    let rounds = report
-        .cases
-        .iter()
-        .flat_map(|case| &case.targets)
-        .flat_map(|entry| &entry.rounds);
+    let rounds = report.cases.iter().flat_map(|case| &case.targets).flat_map(|entry| &entry.rounds);
     let percent = rounds.filter_map(|round| Some(round.cpu.as_ref()?.foreign_cores? * 100.0));
     let Some(Spread { median, max, .. }) = Spread::of(percent) else {
         return Ok(());
@@ -98,10 +90,7 @@ fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
         "\nOther work on the proxy's core: {median:.1} % of the time, at most {max:.1} % in one window."
     )?;
     if max > FOREIGN_PERCENT_MAX {
-        write!(
-            text,
-            " The core was not the proxy's alone: measure again on a quiet machine."
-        )?;
+        write!(text, " The core was not the proxy's alone: measure again on a quiet machine.")?;
     }
     writeln!(text)
 }
@@ -129,27 +118,18 @@ fn cell(text: &mut String, spread: Option<&Spread>, decimals: usize, ranged: boo
 /// What one run measured.
 pub(crate) fn summary(target: &str, summary: &Summary) -> Result<String, Error> {
     let mut text = String::new();
-    writeln!(
-        text,
-        "{target}: {} requests in {:.2} s",
-        summary.requests, summary.seconds
-    )?;
+    writeln!(text, "{target}: {} requests in {:.2} s", summary.requests, summary.seconds)?;
     if summary.interrupted {
         writeln!(text, "interrupted: this is what was measured until then")?;
     }
     writeln!(text)?;
     head(&mut text, "µs", ["mean", "p50", "p90", "p99", "max"].into_iter())?;
-    for (name, quantiles) in [
-        ("latency", &summary.latency),
-        ("first event", &summary.ttft),
-        ("gap", &summary.gap),
-    ] {
+    for (name, quantiles) in
+        [("latency", &summary.latency), ("first event", &summary.ttft), ("gap", &summary.gap)]
+    {
         let Some(q) = quantiles else { continue };
         let (mean, p50, p90, p99, max) = (q.mean_us, q.p50_us, q.p90_us, q.p99_us, q.max_us);
-        writeln!(
-            text,
-            "| {name} | {mean:.0} | {p50:.0} | {p90:.0} | {p99:.0} | {max:.0} |"
-        )?;
+        writeln!(text, "| {name} | {mean:.0} | {p50:.0} | {p90:.0} | {p99:.0} | {max:.0} |")?;
     }
     writeln!(text, "\nrequests/s: {:.1}", summary.requests_per_second)?;
     if summary.events > 0 {

@@ -216,10 +216,7 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 /// A count as a number to divide.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts and nanoseconds of one window stay far below 2^52"
-)]
+#[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds of one window stay far below 2^52")]
 pub(crate) fn real(count: u64) -> f64 {
     count as f64
 }
@@ -241,10 +238,7 @@ mod tests {
         recorder.answered(Duration::from_millis(9));
         let summary = recorder.summary(
             Duration::from_secs(2),
-            Some(Spent {
-                own: Duration::from_millis(1),
-                core: None,
-            }),
+            Some(Spent { own: Duration::from_millis(1), core: None }),
             false,
         );
         assert_eq!((summary.requests, summary.errors_total()), (2, 2));

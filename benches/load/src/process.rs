@@ -28,22 +28,14 @@ impl Process {
     pub(crate) fn spawn(name: &str, mut command: Command, core: usize, directory: &Path) -> Result<Self> {
         let log = directory.join(format!("{name}.out"));
         let output = File::create(&log).with_context(|| log.display().to_string())?;
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .process_group(0);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         // A child starts on the cores of the thread that starts it.
         let own = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
         pin(core)?;
         let child = command.spawn();
         sched_setaffinity(Pid::from_raw(0), &own).context("restoring the CPU affinity")?;
         let child = child.with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log,
-        })
+        Ok(Self { name: name.to_owned(), child, log })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -61,9 +53,7 @@ impl Process {
         };
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        let end = lines
-            .get(lines.len().saturating_sub(LOG_LINES_SHOWN)..)
-            .unwrap_or_default();
+        let end = lines.get(lines.len().saturating_sub(LOG_LINES_SHOWN)..).unwrap_or_default();
         bail!("{} ended early ({status}):\n{}", self.name, end.join("\n"));
     }
 }
@@ -86,18 +76,14 @@ pub(crate) fn adopt_orphans() -> Result<()> {
 /// Keeps the calling thread, and what it starts, on one core.
 pub(crate) fn pin(core: usize) -> Result<()> {
     let mut cores = CpuSet::new();
-    let pinned = cores
-        .set(core)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores));
+    let pinned = cores.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores));
     pinned.with_context(|| format!("cannot use core {core}"))
 }
 
 /// The cores that this process may use.
 pub(crate) fn cores() -> Result<Vec<usize>> {
     let own = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
-    Ok((0..CpuSet::count())
-        .filter(|core| own.is_set(*core).unwrap_or(false))
-        .collect())
+    Ok((0..CpuSet::count()).filter(|core| own.is_set(*core).unwrap_or(false)).collect())
 }
 
 /// A loopback address that nobody listened on a moment ago.
@@ -135,13 +121,8 @@ mod tests {
     fn an_early_end_shows_the_log() {
         let directory = tempfile::tempdir().unwrap();
         let core = cores().unwrap()[0];
-        let mut process = Process::spawn(
-            "shell",
-            shell("echo no such key; exit 78"),
-            core,
-            directory.path(),
-        )
-        .unwrap();
+        let mut process =
+            Process::spawn("shell", shell("echo no such key; exit 78"), core, directory.path()).unwrap();
         process.child.wait().unwrap();
         let error = process.check().unwrap_err().to_string();
         assert!(error.contains("78") && error.contains("no such key"), "{error}");

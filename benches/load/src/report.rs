@@ -32,12 +32,7 @@ const fn figure(
     decimals: usize,
     read: fn(&Summary) -> Option<f64>,
 ) -> Figure {
-    Figure {
-        key,
-        title,
-        decimals,
-        read,
-    }
+    Figure { key, title, decimals, read }
 }
 
 fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Option<f64> {
@@ -47,40 +42,20 @@ fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Optio
 const CORES: &str = "cores";
 
 const ANSWERS: [Figure; 6] = [
-    figure("cpu_us_per_request", "CPU µs/request", 1, |s| {
-        s.cpu.as_ref()?.us_per_request
-    }),
-    figure("latency_p50_us", "p50 µs", 0, |s| {
-        quantile(s.latency.as_ref(), |q| q.p50_us)
-    }),
-    figure("latency_p90_us", "p90 µs", 0, |s| {
-        quantile(s.latency.as_ref(), |q| q.p90_us)
-    }),
-    figure("latency_p99_us", "p99 µs", 0, |s| {
-        quantile(s.latency.as_ref(), |q| q.p99_us)
-    }),
-    figure("requests_per_second", "requests/s", 0, |s| {
-        Some(s.requests_per_second)
-    }),
+    figure("cpu_us_per_request", "CPU µs/request", 1, |s| s.cpu.as_ref()?.us_per_request),
+    figure("latency_p50_us", "p50 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p50_us)),
+    figure("latency_p90_us", "p90 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p90_us)),
+    figure("latency_p99_us", "p99 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p99_us)),
+    figure("requests_per_second", "requests/s", 0, |s| Some(s.requests_per_second)),
     figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
 
 const STREAMS: [Figure; 7] = [
-    figure("cpu_us_per_event", "CPU µs/event", 2, |s| {
-        s.cpu.as_ref()?.us_per_event
-    }),
-    figure("ttft_p50_us", "first event p50 µs", 0, |s| {
-        quantile(s.ttft.as_ref(), |q| q.p50_us)
-    }),
-    figure("ttft_p99_us", "first event p99 µs", 0, |s| {
-        quantile(s.ttft.as_ref(), |q| q.p99_us)
-    }),
-    figure("gap_p50_us", "gap p50 µs", 0, |s| {
-        quantile(s.gap.as_ref(), |q| q.p50_us)
-    }),
-    figure("gap_p99_us", "gap p99 µs", 0, |s| {
-        quantile(s.gap.as_ref(), |q| q.p99_us)
-    }),
+    figure("cpu_us_per_event", "CPU µs/event", 2, |s| s.cpu.as_ref()?.us_per_event),
+    figure("ttft_p50_us", "first event p50 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p50_us)),
+    figure("ttft_p99_us", "first event p99 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p99_us)),
+    figure("gap_p50_us", "gap p50 µs", 0, |s| quantile(s.gap.as_ref(), |q| q.p50_us)),
+    figure("gap_p99_us", "gap p99 µs", 0, |s| quantile(s.gap.as_ref(), |q| q.p99_us)),
     figure("events_per_second", "events/s", 0, |s| Some(s.events_per_second)),
     figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
@@ -145,24 +120,12 @@ pub(crate) struct Ratio {
 
 impl Case {
     pub(crate) fn new(name: String, workload: Workload, rounds: Vec<(Contestant, Vec<Summary>)>) -> Self {
-        let mut case = Self {
-            name,
-            workload,
-            targets: Vec::new(),
-            ratios: Vec::new(),
-        };
+        let mut case = Self { name, workload, targets: Vec::new(), ratios: Vec::new() };
         for (target, rounds) in rounds {
             let spread = |figure: &Figure| Spread::of(values(&rounds, figure).into_iter().flatten());
-            let figures = case
-                .figures()
-                .iter()
-                .filter_map(|figure| Some((figure.key, spread(figure)?)));
+            let figures = case.figures().iter().filter_map(|figure| Some((figure.key, spread(figure)?)));
             let figures = figures.collect();
-            case.targets.push(Entry {
-                target,
-                figures,
-                rounds,
-            });
+            case.targets.push(Entry { target, figures, rounds });
         }
         case.ratios = RATIOS.iter().filter_map(|&(of, to)| case.ratio(of, to)).collect();
         case
@@ -182,10 +145,7 @@ impl Case {
         let entry = |wanted| self.targets.iter().find(|entry| entry.target == wanted);
         let (top, bottom) = (&entry(of)?.rounds, &entry(to)?.rounds);
         let spread = |figure: &Figure| Spread::of_ratios(&values(top, figure), &values(bottom, figure));
-        let figures = self
-            .compared()
-            .filter_map(|figure| Some((figure.key, spread(figure)?)))
-            .collect();
+        let figures = self.compared().filter_map(|figure| Some((figure.key, spread(figure)?))).collect();
         Some(Ratio { of, to, figures })
     }
 }
@@ -207,21 +167,13 @@ pub(crate) mod tests {
         recorder.open();
         (0..requests).for_each(|_| recorder.answered(Duration::from_micros(250)));
         recorder.failed(&Failure::Closed);
-        let spent = Spent {
-            own: Duration::from_millis(cpu_ms),
-            core: None,
-        };
+        let spent = Spent { own: Duration::from_millis(cpu_ms), core: None };
         recorder.summary(Duration::from_secs(1), Some(spent), false)
     }
 
     pub(crate) fn report() -> Report {
-        let workload = Workload {
-            model: "tiny".to_owned(),
-            body_bytes: 1024,
-            distinct: 1,
-            stream: false,
-            seed: 1,
-        };
+        let workload =
+            Workload { model: "tiny".to_owned(), body_bytes: 1024, distinct: 1, stream: false, seed: 1 };
         let nginx = vec![round(1000, 20), round(1000, 30), round(1000, 25)];
         let kvway = vec![round(1000, 40), round(1000, 45), round(1000, 75)];
         let rounds = vec![(Contestant::Nginx, nginx), (Contestant::Kvway, kvway)];

@@ -17,11 +17,7 @@ impl Spread {
         let middle = values.len() / 2;
         let upper = *values.get(middle)?;
         let lower = *values.get((values.len() - 1) / 2)?;
-        Some(Self {
-            median: f64::midpoint(lower, upper),
-            min: *values.first()?,
-            max: *values.last()?,
-        })
+        Some(Self { median: f64::midpoint(lower, upper), min: *values.first()?, max: *values.last()? })
     }
 
     /// Of the ratios of values that were measured one right after the other; rounds without both are left out.
@@ -37,22 +33,8 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_or_between_the_two_middles() {
-        assert_eq!(
-            Spread::of([3.0, 1.0, 9.0]),
-            Some(Spread {
-                median: 3.0,
-                min: 1.0,
-                max: 9.0
-            })
-        );
-        assert_eq!(
-            Spread::of([4.0, 1.0, 2.0, 9.0]),
-            Some(Spread {
-                median: 3.0,
-                min: 1.0,
-                max: 9.0
-            })
-        );
+        assert_eq!(Spread::of([3.0, 1.0, 9.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 9.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
         assert_eq!(Spread::of([]), None);
     }
 
@@ -60,14 +42,7 @@ mod tests {
     fn a_ratio_compares_the_same_round() {
         let of = [Some(10.0), Some(40.0), None, Some(5.0)];
         let to = [Some(5.0), Some(40.0), Some(1.0), Some(0.0)];
-        assert_eq!(
-            Spread::of_ratios(&of, &to),
-            Some(Spread {
-                median: 1.5,
-                min: 1.0,
-                max: 2.0
-            })
-        );
+        assert_eq!(Spread::of_ratios(&of, &to), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
         assert_eq!(Spread::of_ratios(&of[2..], &to[2..]), None);
     }
 }

@@ -70,9 +70,7 @@ impl Window {
             recorder.close();
             let elapsed = opened.elapsed();
             let cpu_after = meter.map(CpuMeter::read).transpose()?;
-            let cpu = cpu_after
-                .zip(cpu_before)
-                .map(|(after, before)| after.since(before));
+            let cpu = cpu_after.zip(cpu_before).map(|(after, before)| after.since(before));
             // What was started may end, so that a proxy keeps its connections and a request that hangs is noticed.
             if !interrupted {
                 tokio::select! {
@@ -113,10 +111,7 @@ mod tests {
             sockets.spawn(async move {
                 let mut request = [0; REQUEST.len()];
                 while socket.read_exact(&mut request).await.is_ok() {
-                    socket
-                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-                        .await
-                        .unwrap();
+                    socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
                 }
             });
         }
@@ -126,15 +121,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = [listener.local_addr().unwrap()];
         let timeout = Duration::from_secs(30);
-        let requests = Rc::new(Requests {
-            bytes: vec![REQUEST.to_vec()],
-            stream: false,
-            timeout,
-        });
-        let window = Window {
-            connections: 3,
-            limit,
-        };
+        let requests = Rc::new(Requests { bytes: vec![REQUEST.to_vec()], stream: false, timeout });
+        let window = Window { connections: 3, limit };
         tokio::select! {
             summary = window.measure(&addresses, &requests, None, interrupt) => summary.unwrap(),
             never = serve(listener) => match never {},
@@ -144,23 +132,13 @@ mod tests {
     #[tokio::test]
     async fn a_number_of_requests_is_kept_exactly() {
         let summary = measure(Limit::Requests(50), future::pending()).await;
-        assert_eq!(
-            (summary.requests, summary.errors_total(), summary.interrupted),
-            (50, 0, false)
-        );
+        assert_eq!((summary.requests, summary.errors_total(), summary.interrupted), (50, 0, false));
     }
 
     #[tokio::test]
     async fn an_interrupted_window_says_so() {
         let hour = Duration::from_hours(1);
-        let summary = measure(
-            Limit::Time {
-                settling: hour,
-                counted: hour,
-            },
-            future::ready(()),
-        )
-        .await;
+        let summary = measure(Limit::Time { settling: hour, counted: hour }, future::ready(())).await;
         assert!(summary.interrupted);
     }
 }

@@ -70,10 +70,7 @@ impl Workload {
     /// Every request as the bytes that go onto the wire, head and body.
     pub(crate) fn requests(&self, authority: &Authority, path: &PathAndQuery) -> Result<Vec<Vec<u8>>> {
         let bodies = self.bodies()?;
-        Ok(bodies
-            .into_iter()
-            .map(|body| request(authority, path, &body))
-            .collect())
+        Ok(bodies.into_iter().map(|body| request(authority, path, &body)).collect())
     }
 
     fn body(&self, random: &mut StdRng) -> Result<Vec<u8>> {
@@ -84,10 +81,7 @@ impl Workload {
             stream: self.stream.then_some(true),
         };
         let system = SYSTEM_PROMPTS.choose(random).copied().unwrap_or_default();
-        chat.messages.push(Message {
-            role: "system",
-            content: system.to_owned(),
-        });
+        chat.messages.push(Message { role: "system", content: system.to_owned() });
         let mut used = serde_json::to_vec(&chat)?.len();
         for role in ["user", "assistant"].into_iter().cycle() {
             let left = self.body_bytes - used;
@@ -119,10 +113,7 @@ fn filler(random: &mut StdRng, bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 16);
     while text.len() < bytes {
         let word = WORDS.choose(random).copied().unwrap_or_default();
-        text.extend(
-            word.chars()
-                .filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\')),
-        );
+        text.extend(word.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\')));
         text.push(' ');
     }
     text.truncate(bytes);
@@ -149,27 +140,12 @@ mod tests {
     use super::*;
 
     fn workload(body_bytes: usize) -> Workload {
-        Workload {
-            model: "tiny".to_owned(),
-            body_bytes,
-            distinct: 20,
-            stream: false,
-            seed: 7,
-        }
+        Workload { model: "tiny".to_owned(), body_bytes, distinct: 20, stream: false, seed: 7 }
     }
 
     #[test]
     fn bodies_have_the_exact_size_and_are_json() {
-        for body_bytes in [
-            BODY_BYTES_MIN,
-            1000,
-            1024,
-            2047,
-            2560,
-            2561,
-            16 * 1024,
-            128 * 1024,
-        ] {
+        for body_bytes in [BODY_BYTES_MIN, 1000, 1024, 2047, 2560, 2561, 16 * 1024, 128 * 1024] {
             for body in workload(body_bytes).bodies().unwrap() {
                 assert_eq!(body.len(), body_bytes);
                 let chat: Value = serde_json::from_slice(&body).unwrap();
@@ -193,10 +169,7 @@ mod tests {
     fn the_seed_decides_the_bodies() {
         let same = workload(4096).bodies().unwrap();
         assert_eq!(workload(4096).bodies().unwrap(), same);
-        let other = Workload {
-            seed: 8,
-            ..workload(4096)
-        };
+        let other = Workload { seed: 8, ..workload(4096) };
         assert_ne!(other.bodies().unwrap(), same);
     }
 
@@ -209,10 +182,7 @@ mod tests {
 
     #[test]
     fn a_stream_asks_for_a_stream() {
-        let streaming = Workload {
-            stream: true,
-            ..workload(1024)
-        };
+        let streaming = Workload { stream: true, ..workload(1024) };
         let body = streaming.bodies().unwrap().remove(0);
         assert_eq!(body.len(), 1024);
         assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["stream"], true);
@@ -221,13 +191,6 @@ mod tests {
     #[test]
     fn a_body_that_cannot_be_a_chat_is_refused() {
         assert!(workload(BODY_BYTES_MIN - 1).bodies().is_err());
-        assert!(
-            Workload {
-                distinct: 0,
-                ..workload(1024)
-            }
-            .bodies()
-            .is_err()
-        );
+        assert!(Workload { distinct: 0, ..workload(1024) }.bodies().is_err());
     }
 }

@@ -49,11 +49,7 @@ fn main() -> anyhow::Result<()> {
                 faults_by_header: arguments.faults_by_header,
             },
         )?;
-        writeln!(
-            std::io::stderr(),
-            "mock-lmcache listens on {}",
-            controller.address()
-        )?;
+        writeln!(std::io::stderr(), "mock-lmcache listens on {}", controller.address())?;
         mocks::process::ended().await?;
         controller.stop().await;
         Ok(())

@@ -139,12 +139,7 @@ fn main() -> anyhow::Result<()> {
         if let Some(path) = &arguments.unix {
             engine.listen_unix(path)?;
         }
-        writeln!(
-            std::io::stderr(),
-            "mock-vllm {} listens on {}",
-            engine.id(),
-            engine.address()
-        )?;
+        writeln!(std::io::stderr(), "mock-vllm {} listens on {}", engine.id(), engine.address())?;
         mocks::process::ended().await?;
         engine.stop().await;
         Ok(())

@@ -67,11 +67,7 @@ impl Pool {
     fn register(&mut self, id: &str) {
         if !self.instances.iter().any(|instance| instance.id == id) {
             let registered = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.instances.push(Instance {
-                id: id.to_owned(),
-                registered,
-                keys: 0,
-            });
+            self.instances.push(Instance { id: id.to_owned(), registered, keys: 0 });
         }
     }
 
@@ -84,9 +80,8 @@ impl Pool {
                 let gone = gone(*key, holder);
                 if gone {
                     tokens += holder.tokens;
-                    if let Some(instance) = instances
-                        .iter_mut()
-                        .find(|instance| instance.id == holder.instance)
+                    if let Some(instance) =
+                        instances.iter_mut().find(|instance| instance.id == holder.instance)
                     {
                         instance.keys -= 1;
                     }
@@ -123,11 +118,7 @@ impl Chunks {
             let known = |holder: &Holder| holder.instance == instance && holder.location == location;
             if !holders.iter().any(known) {
                 let (instance, location) = (instance.to_owned(), location.to_owned());
-                holders.push(Holder {
-                    instance,
-                    location,
-                    tokens: end - start,
-                });
+                holders.push(Holder { instance, location, tokens: end - start });
                 added += 1;
             }
             start = end;
@@ -153,14 +144,8 @@ impl Chunks {
             let Some(first) = pool.chunks.get(&key).and_then(|holders| holders.first()) else {
                 break;
             };
-            let Holder {
-                instance, location, ..
-            } = first.clone();
-            let credit = Credit {
-                instance,
-                location,
-                tokens,
-            };
+            let Holder { instance, location, .. } = first.clone();
+            let credit = Credit { instance, location, tokens };
             match credits.iter_mut().find(|own| own.instance == credit.instance) {
                 Some(own) => *own = credit,
                 None => credits.push(credit),
@@ -174,30 +159,21 @@ impl Chunks {
         let pool = self.pool.lock();
         let holds = |key: &u64| {
             pool.chunks.get(key).is_some_and(|holders| {
-                holders
-                    .iter()
-                    .any(|holder| holder.instance == instance && holder.location == location)
+                holders.iter().any(|holder| holder.instance == instance && holder.location == location)
             })
         };
-        chunks(tokens)
-            .take_while(|(_, key)| holds(key))
-            .last()
-            .map_or(0, |(end, _)| end)
+        chunks(tokens).take_while(|(_, key)| holds(key)).last().map_or(0, |(end, _)| end)
     }
 
     /// Drops all that an instance holds at a location; how many tokens that was.
     pub(super) fn clear(&self, instance: &str, location: &str) -> usize {
-        self.pool
-            .lock()
-            .remove(|_, holder| holder.instance == instance && holder.location == location)
+        self.pool.lock().remove(|_, holder| holder.instance == instance && holder.location == location)
     }
 
     /// Drops the chunks of a prompt from an instance; how many tokens that was.
     pub(super) fn evict(&self, instance: &str, tokens: &[i64]) -> usize {
         let keys: Vec<u64> = chunks(tokens).map(|(_, key)| key).collect();
-        self.pool
-            .lock()
-            .remove(|key, holder| holder.instance == instance && keys.contains(&key))
+        self.pool.lock().remove(|key, holder| holder.instance == instance && keys.contains(&key))
     }
 
     /// Forgets the chunks and keeps the instances.
@@ -216,10 +192,7 @@ mod tests {
 
     fn look_up(chunks: &Chunks, from: i64, to: i64) -> Vec<(String, usize)> {
         let credits = chunks.look_up(&(from..to).collect::<Vec<_>>());
-        credits
-            .into_iter()
-            .map(|credit| (credit.instance, credit.tokens))
-            .collect()
+        credits.into_iter().map(|credit| (credit.instance, credit.tokens)).collect()
     }
 
     #[test]
@@ -227,10 +200,7 @@ mod tests {
         let chunks = Chunks::default();
         chunks.admit("a", "cpu", &range(0, 600));
         chunks.admit("b", "cpu", &range(0, 1100));
-        assert_eq!(
-            look_up(&chunks, 0, 1100),
-            [("a".to_owned(), 512), ("b".to_owned(), 1100)]
-        );
+        assert_eq!(look_up(&chunks, 0, 1100), [("a".to_owned(), 512), ("b".to_owned(), 1100)]);
     }
 
     #[test]
@@ -249,14 +219,7 @@ mod tests {
         chunks.admit("b", "cpu", &range(0, 1100));
         assert_eq!(chunks.clear("a", "cpu"), 600);
         assert_eq!(look_up(&chunks, 0, 600), [("b".to_owned(), 512)]);
-        assert_eq!(
-            chunks
-                .instances()
-                .iter()
-                .map(|instance| instance.keys)
-                .collect::<Vec<_>>(),
-            [0, 5]
-        );
+        assert_eq!(chunks.instances().iter().map(|instance| instance.keys).collect::<Vec<_>>(), [0, 5]);
     }
 
     #[test]

@@ -35,13 +35,7 @@ pub struct ControllerOptions {
 
 impl Default for ControllerOptions {
     fn default() -> Self {
-        Self {
-            object_shape: false,
-            evict: false,
-            prefer: None,
-            record: true,
-            faults_by_header: false,
-        }
+        Self { object_shape: false, evict: false, prefer: None, record: true, faults_by_header: false }
     }
 }
 
@@ -65,16 +59,8 @@ impl Controller {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start_at(address: SocketAddr, options: ControllerOptions) -> io::Result<Self> {
-        let ControllerOptions {
-            record,
-            faults_by_header,
-            ..
-        } = options;
-        let shared = Shared::new(Settings {
-            record,
-            faults_by_header,
-            keep_alive: None,
-        });
+        let ControllerOptions { record, faults_by_header, .. } = options;
+        let shared = Shared::new(Settings { record, faults_by_header, keep_alive: None });
         let core = Arc::new(Core::new(options, Arc::clone(&shared)));
         let server = Server::start(address, shared, Arc::clone(&core) as _)?;
         Ok(Self { server, core })

@@ -46,10 +46,7 @@ fn num_tokens(kind: &str, tokens: usize) -> Answer {
 }
 
 fn workers_disagree(what: &str) -> Answer {
-    detail(
-        500,
-        &format!("The number of tokens {what} should be the same across all workers."),
-    )
+    detail(500, &format!("The number of tokens {what} should be the same across all workers."))
 }
 
 /// A worker as JSON, without its closing brace.
@@ -68,12 +65,7 @@ fn worker(index: usize, instance: &Instance) -> String {
 impl Core {
     pub(super) fn new(options: ControllerOptions, shared: Arc<Shared>) -> Self {
         let preferred = Mutex::new(options.prefer.clone());
-        Self {
-            options,
-            shared,
-            preferred,
-            chunks: Chunks::default(),
-        }
+        Self { options, shared, preferred, chunks: Chunks::default() }
     }
 
     pub(super) fn prefer(&self, instance: Option<String>) {
@@ -90,16 +82,10 @@ impl Core {
         match path {
             "/lookup" => Ok(self.look_up(&read(&[TOKENS])?)),
             "/pin" => self.control(&read(&[TOKENS, INSTANCE, PLACE])?, "Pin", "pinned"),
-            "/compress" => self.control(
-                &read(&[INSTANCE, METHOD, PLACE, TOKENS])?,
-                "Compress",
-                "compressed",
-            ),
-            "/decompress" => self.control(
-                &read(&[INSTANCE, METHOD, PLACE, TOKENS])?,
-                "Decompress",
-                "decompressed",
-            ),
+            "/compress" => self.control(&read(&[INSTANCE, METHOD, PLACE, TOKENS])?, "Compress", "compressed"),
+            "/decompress" => {
+                self.control(&read(&[INSTANCE, METHOD, PLACE, TOKENS])?, "Decompress", "decompressed")
+            }
             "/clear" => self.clear(&read(&[INSTANCE, PLACE])?),
             "/evict" => Ok(self.evict(&read(&[TOKENS, INSTANCE])?)),
             "/move" => {
@@ -115,10 +101,7 @@ impl Core {
             }
             "/health" => {
                 let known = self.chunks.knows(read(&[INSTANCE])?.text("instance_id"));
-                Ok(event(
-                    "health",
-                    &format!(r#""error_codes":{{{}}}"#, if known { r#""0":0"# } else { "" }),
-                ))
+                Ok(event("health", &format!(r#""error_codes":{{{}}}"#, if known { r#""0":0"# } else { "" })))
             }
             "/check_finish" => Err(detail(500, "")),
             "/query_instance" => self.query_instance(&read(&[("ip", Kind::Text)])?),
@@ -132,11 +115,7 @@ impl Core {
             }
             "/admit" => {
                 let fields = read(&[TOKENS, INSTANCE, PLACE])?;
-                self.chunks.admit_any(
-                    fields.text("instance_id"),
-                    fields.text("location"),
-                    &fields.tokens(),
-                );
+                self.chunks.admit_any(fields.text("instance_id"), fields.text("location"), &fields.tokens());
                 Ok(Answer::json(200, "{}"))
             }
             "/prefer" => {
@@ -171,31 +150,18 @@ impl Core {
     fn look_up(&self, fields: &Fields) -> Answer {
         let tokens = fields.tokens();
         let credits = match self.preferred() {
-            Some(instance) => vec![Credit {
-                instance,
-                location: LOCATION.to_owned(),
-                tokens: tokens.len(),
-            }],
+            Some(instance) => vec![Credit { instance, location: LOCATION.to_owned(), tokens: tokens.len() }],
             None => self.chunks.look_up(&tokens),
         };
-        let shown = credits.iter().map(
-            |Credit {
-                 instance,
-                 location,
-                 tokens,
-             }| {
-                let (instance, location) = (quoted(instance), quoted(location));
-                if self.options.object_shape {
-                    format!(r#"{instance}:{{"0":{location},"1":{tokens}}}"#)
-                } else {
-                    format!("{instance}:[{location},{tokens}]")
-                }
-            },
-        );
-        event(
-            "Lookup",
-            &format!(r#""layout_info":{{{}}}"#, shown.collect::<Vec<_>>().join(",")),
-        )
+        let shown = credits.iter().map(|Credit { instance, location, tokens }| {
+            let (instance, location) = (quoted(instance), quoted(location));
+            if self.options.object_shape {
+                format!(r#"{instance}:{{"0":{location},"1":{tokens}}}"#)
+            } else {
+                format!("{instance}:[{location},{tokens}]")
+            }
+        });
+        event("Lookup", &format!(r#""layout_info":{{{}}}"#, shown.collect::<Vec<_>>().join(",")))
     }
 
     /// Pins, compresses or decompresses: all that the instance holds from the start of the prompt.
@@ -217,32 +183,17 @@ impl Core {
         if !self.chunks.knows(instance) && self.preferred().is_none() {
             return Err(workers_disagree("cleared"));
         }
-        Ok(num_tokens(
-            "Clear",
-            self.chunks.clear(instance, fields.text("location")),
-        ))
+        Ok(num_tokens("Clear", self.chunks.clear(instance, fields.text("location"))))
     }
 
     fn evict(&self, fields: &Fields) -> Answer {
         let tokens = fields.tokens();
         let evicted = self.chunks.evict(fields.text("instance_id"), &tokens);
-        num_tokens(
-            "Evict",
-            if self.preferred().is_some() {
-                tokens.len()
-            } else {
-                evicted
-            },
-        )
+        num_tokens("Evict", if self.preferred().is_some() { tokens.len() } else { evicted })
     }
 
     fn query_instance(&self, fields: &Fields) -> Result<Answer, Answer> {
-        let first = self
-            .chunks
-            .instances()
-            .into_iter()
-            .next()
-            .filter(|_| fields.text("ip") == "127.0.0.1");
+        let first = self.chunks.instances().into_iter().next().filter(|_| fields.text("ip") == "127.0.0.1");
         let first = first.ok_or_else(|| detail(500, NOBODY_AT))?;
         Ok(event("QueryInst", &format!(r#""res":{}"#, quoted(&first.id))))
     }
@@ -250,25 +201,14 @@ impl Core {
     fn query_worker_info(&self, fields: &Fields) -> Answer {
         let asked = fields.text("instance_id");
         let instances = self.chunks.instances();
-        let workers = instances
-            .iter()
-            .enumerate()
-            .filter(|(_, instance)| asked == "all" || asked == instance.id);
-        let workers: Vec<_> = workers
-            .map(|(index, instance)| worker(index, instance) + "}")
-            .collect();
-        event(
-            "QueryWorkerInfo",
-            &format!(r#""worker_infos":[{}]"#, workers.join(",")),
-        )
+        let workers =
+            instances.iter().enumerate().filter(|(_, instance)| asked == "all" || asked == instance.id);
+        let workers: Vec<_> = workers.map(|(index, instance)| worker(index, instance) + "}").collect();
+        event("QueryWorkerInfo", &format!(r#""worker_infos":[{}]"#, workers.join(",")))
     }
 
     fn workers(&self, request: &Request) -> Result<Answer, Answer> {
-        let asked = request
-            .head
-            .target()
-            .split_once("instance_id=")
-            .map(|(_, rest)| rest);
+        let asked = request.head.target().split_once("instance_id=").map(|(_, rest)| rest);
         let asked = asked.map(|rest| rest.split('&').next().unwrap_or_default());
         let instances = self.chunks.instances();
         let workers = instances.iter().enumerate();
@@ -285,28 +225,18 @@ impl Core {
         }
         Ok(Answer::json(
             200,
-            format!(
-                r#"{{"workers":[{}],"total_count":{}}}"#,
-                workers.join(","),
-                workers.len()
-            ),
+            format!(r#"{{"workers":[{}],"total_count":{}}}"#, workers.join(","), workers.len()),
         ))
     }
 
     fn key_stats(&self) -> Answer {
         let instances = self.chunks.instances();
-        let (count, keys) = (
-            instances.len(),
-            instances.iter().map(|instance| instance.keys).sum::<usize>(),
-        );
+        let (count, keys) = (instances.len(), instances.iter().map(|instance| instance.keys).sum::<usize>());
         let instances: Vec<_> = instances
             .iter()
             .map(|instance| {
                 let id = quoted(&instance.id);
-                format!(
-                    r#"{{"instance_id":{id},"key_count":{},"worker_count":1}}"#,
-                    instance.keys
-                )
+                format!(r#"{{"instance_id":{id},"key_count":{},"worker_count":1}}"#, instance.keys)
             })
             .collect();
         Answer::json(
@@ -324,11 +254,7 @@ impl Core {
         let keys: usize = instances.iter().map(|instance| instance.keys).sum();
         [
             ("kv_pool_keys_count", "The number of keys in the KV pool", keys),
-            (
-                "registered_workers_count",
-                "The total number of registered workers",
-                instances.len(),
-            ),
+            ("registered_workers_count", "The total number of registered workers", instances.len()),
         ]
         .map(|(name, help, value)| {
             let name = format!("lmcache:cache_controller_{name}");

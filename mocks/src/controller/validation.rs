@@ -20,11 +20,7 @@ impl Fields {
     /// Reads a body that has to hold these fields.
     pub(super) fn read(request: &Request, required: &[(&str, Kind)]) -> Result<Self, Answer> {
         let raw = String::from_utf8_lossy(&request.body);
-        if !request
-            .head
-            .header("content-type")
-            .is_some_and(|value| value.starts_with("application/json"))
-        {
+        if !request.head.header("content-type").is_some_and(|value| value.starts_with("application/json")) {
             let error = error(
                 "model_attributes_type",
                 r#""body""#,
@@ -41,15 +37,9 @@ impl Fields {
                 r#"{{"type":"json_invalid","loc":["body",{at}],"msg":"JSON decode error","input":{{}},"ctx":{{"error":"{why}"}}}}"#
             )])
         })?;
-        let errors: Vec<String> = required
-            .iter()
-            .filter_map(|(name, kind)| check(name, *kind, fields.get(*name), &raw))
-            .collect();
-        if errors.is_empty() {
-            Ok(Self(fields))
-        } else {
-            Err(unprocessable(&errors))
-        }
+        let errors: Vec<String> =
+            required.iter().filter_map(|(name, kind)| check(name, *kind, fields.get(*name), &raw)).collect();
+        if errors.is_empty() { Ok(Self(fields)) } else { Err(unprocessable(&errors)) }
     }
 
     /// A field that was required as text.
@@ -67,21 +57,12 @@ impl Fields {
                 .or_else(|| token.as_f64().map(bits))
                 .unwrap_or_default()
         };
-        self.0
-            .get("tokens")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .map(number)
-            .collect()
+        self.0.get("tokens").and_then(Value::as_array).into_iter().flatten().map(number).collect()
     }
 
     /// The first of the two texts of a field, which names an instance.
     pub(super) fn first(&self, name: &str) -> &str {
-        self.0
-            .get(name)
-            .and_then(|pair| pair.get(0)?.as_str())
-            .unwrap_or_default()
+        self.0.get(name).and_then(|pair| pair.get(0)?.as_str()).unwrap_or_default()
     }
 }
 
@@ -91,31 +72,17 @@ fn check(name: &str, kind: Kind, value: Option<&Value>, raw: &str) -> Option<Str
         return Some(error("missing", &loc, "Field required", &compact(raw)));
     };
     match kind {
-        Kind::Text if !value.is_string() => Some(error(
-            "string_type",
-            &loc,
-            "Input should be a valid string",
-            &value.to_string(),
-        )),
-        Kind::Tokens | Kind::Pair if !value.is_array() => Some(error(
-            "list_type",
-            &loc,
-            "Input should be a valid list",
-            &value.to_string(),
-        )),
+        Kind::Text if !value.is_string() => {
+            Some(error("string_type", &loc, "Input should be a valid string", &value.to_string()))
+        }
+        Kind::Tokens | Kind::Pair if !value.is_array() => {
+            Some(error("list_type", &loc, "Input should be a valid list", &value.to_string()))
+        }
         Kind::Tokens => {
-            let (index, token) = value
-                .as_array()?
-                .iter()
-                .enumerate()
-                .find(|(_, token)| !token.is_number())?;
+            let (index, token) =
+                value.as_array()?.iter().enumerate().find(|(_, token)| !token.is_number())?;
             let loc = format!("{loc},{index}");
-            Some(error(
-                "int_type",
-                &loc,
-                "Input should be a valid integer",
-                &token.to_string(),
-            ))
+            Some(error("int_type", &loc, "Input should be a valid integer", &token.to_string()))
         }
         _ => None,
     }
@@ -150,9 +117,6 @@ mod tests {
 
     #[test]
     fn spaces_go_and_strings_stay() {
-        assert_eq!(
-            compact(r#"{ "a b" : "c \" d\\" , "e": [ 1, 2 ] }"#),
-            r#"{"a b":"c \" d\\","e":[1,2]}"#
-        );
+        assert_eq!(compact(r#"{ "a b" : "c \" d\\" , "e": [ 1, 2 ] }"#), r#"{"a b":"c \" d\\","e":[1,2]}"#);
     }
 }

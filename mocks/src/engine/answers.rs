@@ -30,19 +30,11 @@ pub(super) fn invalid(errors: &[(String, String)]) -> Answer {
         message.push_str("\n  ");
         message.push_str(text);
     }
-    refused(
-        400,
-        "Bad Request",
-        &message,
-        &errors.first().map_or(Value::Null, |(loc, _)| json!(loc)),
-    )
+    refused(400, "Bad Request", &message, &errors.first().map_or(Value::Null, |(loc, _)| json!(loc)))
 }
 
 pub(super) fn no_such_model(model: &str, options: &EngineOptions) -> Answer {
-    let message = format!(
-        "The model `{model}` does not exist. Valid aliases: {}.",
-        options.model
-    );
+    let message = format!("The model `{model}` does not exist. Valid aliases: {}.", options.model);
     refused(404, "NotFoundError", &message, &json!("model"))
 }
 
@@ -84,8 +76,7 @@ pub(super) struct Usage {
 
 impl Usage {
     fn details(self) -> Option<String> {
-        self.cached
-            .map(|cached| format!(r#"{{"cached_tokens":{cached}}}"#))
+        self.cached.map(|cached| format!(r#"{{"cached_tokens":{cached}}}"#))
     }
 
     fn counts(self) -> String {
@@ -103,9 +94,8 @@ impl Usage {
 
     /// As in the last chunk of a stream.
     pub(super) fn chunk(self) -> String {
-        let details = self
-            .details()
-            .map_or_else(String::new, |it| format!(r#","prompt_tokens_details":{it}"#));
+        let details =
+            self.details().map_or_else(String::new, |it| format!(r#","prompt_tokens_details":{it}"#));
         format!("{{{}{details}}}", self.counts())
     }
 }

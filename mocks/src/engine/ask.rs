@@ -22,25 +22,15 @@ pub(super) struct Ask {
 }
 
 /// The keys under which dialects bound the answer.
-const MAX_TOKENS: [&[u8]; 3] = [
-    b"\"max_tokens\"",
-    b"\"max_completion_tokens\"",
-    b"\"max_output_tokens\"",
-];
+const MAX_TOKENS: [&[u8]; 3] = [b"\"max_tokens\"", b"\"max_completion_tokens\"", b"\"max_output_tokens\""];
 
 impl Ask {
     pub(super) fn scan(body: &[u8]) -> Self {
         if body.len() <= 4 * SCAN_END_BYTES {
             return Self::scan_all(body);
         }
-        let (head, tail) = (
-            body.get(..SCAN_END_BYTES),
-            body.get(body.len() - SCAN_END_BYTES..),
-        );
-        let (head, tail) = (
-            Self::scan_all(head.unwrap_or(body)),
-            Self::scan_all(tail.unwrap_or_default()),
-        );
+        let (head, tail) = (body.get(..SCAN_END_BYTES), body.get(body.len() - SCAN_END_BYTES..));
+        let (head, tail) = (Self::scan_all(head.unwrap_or(body)), Self::scan_all(tail.unwrap_or_default()));
         Self {
             model: head.model.or(tail.model),
             stream: head.stream || tail.stream,
@@ -57,9 +47,7 @@ impl Ask {
             stream: is_true(b"\"stream\""),
             include_usage: is_true(b"\"include_usage\""),
             return_token_ids: is_true(b"\"return_token_ids\""),
-            max_tokens: MAX_TOKENS
-                .iter()
-                .find_map(|key| value(body, key).and_then(number)),
+            max_tokens: MAX_TOKENS.iter().find_map(|key| value(body, key).and_then(number)),
         }
     }
 
@@ -67,15 +55,9 @@ impl Ask {
         Self {
             model: body.model.clone(),
             stream: body.stream.unwrap_or(false),
-            include_usage: body
-                .stream_options
-                .as_ref()
-                .is_some_and(|options| options.include_usage),
+            include_usage: body.stream_options.as_ref().is_some_and(|options| options.include_usage),
             return_token_ids: body.return_token_ids.unwrap_or(false),
-            max_tokens: body
-                .max_tokens
-                .or(body.max_completion_tokens)
-                .or(body.max_output_tokens),
+            max_tokens: body.max_tokens.or(body.max_completion_tokens).or(body.max_output_tokens),
         }
     }
 }
@@ -95,10 +77,7 @@ fn text(value: &[u8]) -> Option<String> {
 }
 
 fn number(value: &[u8]) -> Option<u64> {
-    let end = value
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(value.len());
+    let end = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
     str::from_utf8(value.get(..end)?).ok()?.parse().ok()
 }
 
@@ -147,12 +126,7 @@ mod tests {
     fn keys_on_either_side_of_a_large_prompt_are_found() {
         let prompt = "word ".repeat(100_000);
         let body = format!(r#"{{"model":"tiny","prompt":"{prompt}","stream":true,"max_tokens":3}}"#);
-        let ask = Ask {
-            model: Some("tiny".into()),
-            stream: true,
-            max_tokens: Some(3),
-            ..Ask::default()
-        };
+        let ask = Ask { model: Some("tiny".into()), stream: true, max_tokens: Some(3), ..Ask::default() };
         assert_eq!(Ask::scan(body.as_bytes()), ask);
     }
 }

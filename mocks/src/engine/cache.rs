@@ -39,19 +39,12 @@ pub(super) struct BlockCache {
 
 impl BlockCache {
     pub(super) fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            blocks: HashMap::new(),
-            idle: BTreeMap::new(),
-            clock: 0,
-        }
+        Self { capacity, blocks: HashMap::new(), idle: BTreeMap::new(), clock: 0 }
     }
 
     /// How many blocks from the start are there.
     pub(super) fn matched(&self, keys: &[u64]) -> usize {
-        keys.iter()
-            .take_while(|key| self.blocks.contains_key(key))
-            .count()
+        keys.iter().take_while(|key| self.blocks.contains_key(key)).count()
     }
 
     /// Takes the blocks of a prompt into use and adds those that are missing. Returns how many are held, which is
@@ -140,14 +133,7 @@ mod tests {
         run(&mut cache, &[3, 4]);
         run(&mut cache, &[1, 2]);
         run(&mut cache, &[5]);
-        assert_eq!(
-            (
-                cache.matched(&[1, 2]),
-                cache.matched(&[3, 4]),
-                cache.matched(&[5])
-            ),
-            (2, 1, 1)
-        );
+        assert_eq!((cache.matched(&[1, 2]), cache.matched(&[3, 4]), cache.matched(&[5])), (2, 1, 1));
         run(&mut cache, &[6, 7]);
         assert_eq!((cache.matched(&[1, 2]), cache.matched(&[3])), (1, 0));
     }

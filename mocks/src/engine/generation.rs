@@ -42,11 +42,7 @@ impl Core {
             Dialect::Completions => RECORDED_PROMPT.len(),
             _ => RECORDED_CHAT_TOKENS,
         };
-        let usage = Usage {
-            prompt,
-            completion: self.check(&ask)?,
-            cached: None,
-        };
+        let usage = Usage { prompt, completion: self.check(&ask)?, cached: None };
         let prompt_token_ids = ask.return_token_ids.then(|| RECORDED_PROMPT.to_vec());
         let reply = self.reply(request, dialect, &ask, usage, prompt_token_ids, Words::Recorded);
         Ok((reply, Pace::Canned(self.options.sse.gap), ask.stream))
@@ -64,32 +60,14 @@ impl Core {
         let ask = Ask::of(&body);
         let prompt = prompt_tokens(&body)
             .ok_or_else(|| bad_request("Either prompt, messages or input must be given.", &Value::Null))?;
-        let usage = Usage {
-            prompt: prompt.len(),
-            completion: self.check(&ask)?,
-            cached: None,
-        };
-        let seed = prompt
-            .iter()
-            .fold(self.options.seed, |seed, token| mix(seed ^ u64::from(*token)));
+        let usage = Usage { prompt: prompt.len(), completion: self.check(&ask)?, cached: None };
+        let seed = prompt.iter().fold(self.options.seed, |seed, token| mix(seed ^ u64::from(*token)));
         let prompt_token_ids = ask.return_token_ids.then(|| prompt.clone());
-        let reply = self.reply(
-            request,
-            dialect,
-            &ask,
-            usage,
-            prompt_token_ids,
-            Words::Seeded(seed),
-        );
+        let reply = self.reply(request, dialect, &ask, usage, prompt_token_ids, Words::Seeded(seed));
         let salt = body.cache_salt.unwrap_or_default();
         Ok((
             reply,
-            Pace::Simulated {
-                simulation: Arc::clone(simulation),
-                prompt,
-                salt,
-                run: None,
-            },
+            Pace::Simulated { simulation: Arc::clone(simulation), prompt, salt, run: None },
             ask.stream,
         ))
     }
@@ -121,11 +99,7 @@ impl Core {
     }
 
     async fn give(&self, reply: Reply, pace: Pace, stream: bool) -> Answer {
-        let tally = Tally {
-            totals: Arc::clone(&self.totals),
-            usage: reply.usage,
-            finished: false,
-        };
+        let tally = Tally { totals: Arc::clone(&self.totals), usage: reply.usage, finished: false };
         let mut writing = Writing {
             reply,
             pace,
@@ -165,11 +139,7 @@ fn item_tokens(item: &Value) -> Vec<u32> {
     match item {
         Value::String(text) => tokenizer::prompt(text, true),
         Value::Array(items) => items.iter().flat_map(item_tokens).collect(),
-        other => other
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .into_iter()
-            .collect(),
+        other => other.as_u64().and_then(|id| u32::try_from(id).ok()).into_iter().collect(),
     }
 }
 
@@ -178,12 +148,7 @@ enum Pace {
     /// Nothing but a gap between the tokens of a stream.
     Canned(Duration),
     /// What the simulation makes of the prompt.
-    Simulated {
-        simulation: Arc<Simulation>,
-        prompt: Vec<u32>,
-        salt: String,
-        run: Option<Run>,
-    },
+    Simulated { simulation: Arc<Simulation>, prompt: Vec<u32>, salt: String, run: Option<Run> },
 }
 
 /// Counts an answer as finished or, when it is dropped before, as aborted.
@@ -221,13 +186,7 @@ impl Writing {
     /// Waits for the first token.
     async fn begin(&mut self) {
         let mut cached = 0;
-        if let Pace::Simulated {
-            simulation,
-            prompt,
-            salt,
-            run,
-        } = &mut self.pace
-        {
+        if let Pace::Simulated { simulation, prompt, salt, run } = &mut self.pace {
             let begun = simulation.run(prompt, salt, self.reply.usage.completion).await;
             cached = begun.cached;
             *run = Some(begun);
@@ -267,9 +226,6 @@ impl Writing {
     }
 
     fn events(self) -> BoxStream<'static, Bytes> {
-        unfold(self, async |mut writing| {
-            Some((Bytes::from(writing.event().await?), writing))
-        })
-        .boxed()
+        unfold(self, async |mut writing| Some((Bytes::from(writing.event().await?), writing))).boxed()
     }
 }

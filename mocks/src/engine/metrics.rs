@@ -57,20 +57,15 @@ struct Page<'a> {
 impl Page<'_> {
     fn family(&mut self, name: &str, kind: &str) {
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            self.text,
-            "# HELP vllm:{name} {}.\n# TYPE vllm:{name} {kind}",
-            name.replace('_', " ")
-        );
+        let _ =
+            writeln!(self.text, "# HELP vllm:{name} {}.\n# TYPE vllm:{name} {kind}", name.replace('_', " "));
     }
 
     /// One sample; labels stand in alphabetical order.
     fn sample(&mut self, name: &str, before_model: &str, after_model: &str, value: f64) {
         let model = self.model;
-        let _ = writeln!(
-            self.text,
-            "vllm:{name}{{{before_model}model_name=\"{model}\"{after_model}}} {value:?}"
-        );
+        let _ =
+            writeln!(self.text, "vllm:{name}{{{before_model}model_name=\"{model}\"{after_model}}} {value:?}");
     }
 
     fn plain(&mut self, name: &str, kind: &str, value: f64) {
@@ -95,10 +90,7 @@ impl Page<'_> {
 
 /// The page.
 pub(super) fn render(model: &str, gauges: &Gauges) -> String {
-    let mut page = Page {
-        text: String::with_capacity(16 * 1024),
-        model,
-    };
+    let mut page = Page { text: String::with_capacity(16 * 1024), model };
     for name in RATES {
         page.plain(name, "counter", 0.0);
     }
@@ -122,11 +114,7 @@ fn load(page: &mut Page<'_>, gauges: &Gauges) {
     page.plain("num_requests_waiting", "gauge", gauges.waiting);
     let reasons = [("capacity", gauges.waiting), ("deferred", 0.0)];
     page.by_label("num_requests_waiting_by_reason", "gauge", "reason", &reasons);
-    let states = [
-        SleepState::Awake,
-        SleepState::WeightsOffloaded,
-        SleepState::DiscardAll,
-    ];
+    let states = [SleepState::Awake, SleepState::WeightsOffloaded, SleepState::DiscardAll];
     let states = states.map(|state| (state.name(), f64::from(u8::from(gauges.sleep == state))));
     page.by_label("engine_sleep_state", "gauge", "sleep_state", &states);
     page.plain("kv_cache_usage_perc", "gauge", gauges.kv_cache_usage);
@@ -147,31 +135,14 @@ fn tokens(page: &mut Page<'_>, totals: &Totals) {
     ] {
         page.plain(name, "counter", value);
     }
-    let sources = [
-        ("local_compute", prompt - hits),
-        ("local_cache_hit", hits),
-        ("external_kv_transfer", 0.0),
-    ];
+    let sources =
+        [("local_compute", prompt - hits), ("local_cache_hit", hits), ("external_kv_transfer", 0.0)];
     page.by_label("prompt_tokens_by_source_total", "counter", "source", &sources);
     page.plain("prompt_tokens_cached_total", "counter", hits);
-    let sources = [
-        ("device", hits),
-        ("host", 0.0),
-        ("p2p", 0.0),
-        ("disk", 0.0),
-        ("external_unspecified", 0.0),
-    ];
-    page.by_label(
-        "prompt_tokens_cached_by_source_total",
-        "counter",
-        "source",
-        &sources,
-    );
-    page.plain(
-        "generation_tokens_total",
-        "counter",
-        float(totals.generation_tokens),
-    );
+    let sources =
+        [("device", hits), ("host", 0.0), ("p2p", 0.0), ("disk", 0.0), ("external_unspecified", 0.0)];
+    page.by_label("prompt_tokens_cached_by_source_total", "counter", "source", &sources);
+    page.plain("generation_tokens_total", "counter", float(totals.generation_tokens));
 }
 
 fn requests(page: &mut Page<'_>, totals: &Totals) {
@@ -189,12 +160,7 @@ fn requests(page: &mut Page<'_>, totals: &Totals) {
     }
     page.family("admission_rejections", "counter");
     for reason in ["max_num_queued_reqs", "max_num_queued_tokens"] {
-        page.sample(
-            "admission_rejections_total",
-            "",
-            &format!(",reason=\"{reason}\""),
-            0.0,
-        );
+        page.sample("admission_rejections_total", "", &format!(",reason=\"{reason}\""), 0.0);
     }
     let (prompt, generated) = (float(totals.prompt_tokens), float(totals.generation_tokens));
     for (name, sum) in [
@@ -205,10 +171,7 @@ fn requests(page: &mut Page<'_>, totals: &Totals) {
         ("request_params_n", finished),
         ("request_params_max_tokens", generated),
         ("request_num_preemptions", 0.0),
-        (
-            "request_prefill_kv_computed_tokens",
-            prompt - float(totals.prefix_hits),
-        ),
+        ("request_prefill_kv_computed_tokens", prompt - float(totals.prefix_hits)),
     ] {
         page.histogram(name, finished, sum);
     }

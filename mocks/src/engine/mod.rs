@@ -115,11 +115,7 @@ pub struct SseOptions {
 
 impl Default for SseOptions {
     fn default() -> Self {
-        Self {
-            events: 16,
-            gap: Duration::ZERO,
-            event_padding_bytes: 0,
-        }
+        Self { events: 16, gap: Duration::ZERO, event_padding_bytes: 0 }
     }
 }
 
@@ -191,17 +187,8 @@ impl Engine {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start_at(address: SocketAddr, options: EngineOptions) -> io::Result<Self> {
-        let EngineOptions {
-            record,
-            faults_by_header,
-            keep_alive,
-            ..
-        } = options;
-        let shared = Shared::new(Settings {
-            record,
-            faults_by_header,
-            keep_alive,
-        });
+        let EngineOptions { record, faults_by_header, keep_alive, .. } = options;
+        let shared = Shared::new(Settings { record, faults_by_header, keep_alive });
         let core = Arc::new(Core::new(options, Arc::clone(&shared)));
         let server = Server::start(address, shared, Arc::clone(&core) as _)?;
         Ok(Self { server, core })

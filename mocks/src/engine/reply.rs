@@ -105,11 +105,7 @@ impl Reply {
             return ("null".into(), "null".into());
         };
         let own: Vec<u32> = match self.words {
-            Words::Recorded => RECORDED_IDS
-                .into_iter()
-                .cycle()
-                .take(self.usage.completion)
-                .collect(),
+            Words::Recorded => RECORDED_IDS.into_iter().cycle().take(self.usage.completion).collect(),
             Words::Seeded(_) => tokenizer::encode(&self.text()),
         };
         (json!(own).to_string(), json!(prompt).to_string())
@@ -117,9 +113,7 @@ impl Reply {
 
     /// The body of an answer that is not streamed.
     pub(super) fn whole(&self) -> String {
-        let Self {
-            id, created, model, ..
-        } = self;
+        let Self { id, created, model, .. } = self;
         let (text, usage) = (self.text(), self.usage.whole());
         let (prompt_tokens, completion) = (self.usage.prompt, self.usage.completion);
         let mut body = match self.dialect {
@@ -146,9 +140,7 @@ impl Reply {
     }
 
     fn response(&self, status: &str, text: &str) -> String {
-        let Self {
-            id, created, model, ..
-        } = self;
+        let Self { id, created, model, .. } = self;
         let (input, output) = (self.usage.prompt, self.usage.completion);
         let total = input + output;
         let cached = self.usage.cached.unwrap_or_default();
@@ -188,9 +180,7 @@ impl Reply {
         let reason = if last { r#""length""# } else { "null" };
         match self.dialect {
             Dialect::Completions => {
-                let Self {
-                    id, created, model, ..
-                } = self;
+                let Self { id, created, model, .. } = self;
                 format!(
                     "data: {{\"id\":\"{id}\",\"object\":\"text_completion\",\"created\":{created},\"model\":{model},\"choices\":[{{\"index\":0,\"text\":\"{word}\",\"logprobs\":null,\"finish_reason\":{reason},\"stop_reason\":null,\"prompt_token_ids\":null,\"token_ids\":null}}]}}\n\n"
                 )
@@ -203,10 +193,7 @@ impl Reply {
             }
             Dialect::Responses => named(
                 "response.output_text.delta",
-                &format!(
-                    r#""content_index":0,"delta":"{word}","item_id":"{}-0","output_index":0"#,
-                    self.id
-                ),
+                &format!(r#""content_index":0,"delta":"{word}","item_id":"{}-0","output_index":0"#, self.id),
             ),
             Dialect::Messages => named(
                 "content_block_delta",
@@ -217,9 +204,7 @@ impl Reply {
 
     /// The events after the last token.
     pub(super) fn epilogue(&self) -> Vec<String> {
-        let Self {
-            id, created, model, ..
-        } = self;
+        let Self { id, created, model, .. } = self;
         let mut events = Vec::with_capacity(2);
         match self.dialect {
             Dialect::Completions | Dialect::Chat => {
@@ -255,9 +240,7 @@ impl Reply {
     }
 
     fn chat_chunk(&self, choices: &str) -> String {
-        let Self {
-            id, created, model, ..
-        } = self;
+        let Self { id, created, model, .. } = self;
         format!(
             "data: {{\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":{created},\"model\":{model},\"choices\":{choices}}}\n\n"
         )

@@ -18,12 +18,7 @@ use super::{EngineOptions, Load, Mode, SleepState, tokenize};
 use crate::server::{Answer, Request, Service, Shared, detail, quoted};
 
 /// Paths that generate, whose requests count as running in canned mode.
-const GENERATING: [&str; 4] = [
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/responses",
-    "/v1/messages",
-];
+const GENERATING: [&str; 4] = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"];
 
 /// The engine behind the server.
 pub(super) struct Core {
@@ -38,10 +33,7 @@ pub(super) struct Core {
 }
 
 pub(super) fn now_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Core {
@@ -99,11 +91,9 @@ impl Core {
             "/tokenize" => tokens(tokenize::tokenize),
             "/detokenize" => tokens(tokenize::detokenize),
             "/v1/models" => answers::models(&self.options, now_seconds(), &self.fresh_id()),
-            "/health" | "/ping" => Answer::empty(if self.healthy.load(Ordering::Relaxed) {
-                200
-            } else {
-                503
-            }),
+            "/health" | "/ping" => {
+                Answer::empty(if self.healthy.load(Ordering::Relaxed) { 200 } else { 503 })
+            }
             "/version" => Answer::json(200, r#"{"version":"0.32.0"}"#),
             "/load" => Answer::json(200, format!(r#"{{"server_load":{}}}"#, self.in_flight())),
             "/kv_event_sources" => Answer::json(200, "{}"),
@@ -111,10 +101,9 @@ impl Core {
                 let page = metrics::render(&self.options.model, &self.gauges());
                 Answer::text(200, "text/plain; version=1.0.0; charset=utf-8", page)
             }
-            "/stats" => Answer::json(
-                200,
-                serde_json::to_string(&self.shared.books.stats()).unwrap_or_default(),
-            ),
+            "/stats" => {
+                Answer::json(200, serde_json::to_string(&self.shared.books.stats()).unwrap_or_default())
+            }
             "/reset" => {
                 self.shared.books.forget();
                 *self.totals.lock() = Totals::default();
@@ -132,10 +121,7 @@ impl Core {
         let Some(key) = &self.options.api_key else {
             return true;
         };
-        let given = request
-            .head
-            .header("authorization")
-            .and_then(|value| value.strip_prefix("Bearer "));
+        let given = request.head.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
         given == Some(key) || !request.head.path().starts_with("/v1")
     }
 
@@ -177,12 +163,7 @@ impl Core {
     pub(super) async fn awake(&self) {
         if *self.sleep.borrow() != SleepState::Awake {
             // The sender is in `self`, so it cannot be gone.
-            drop(
-                self.sleep
-                    .subscribe()
-                    .wait_for(|state| *state == SleepState::Awake)
-                    .await,
-            );
+            drop(self.sleep.subscribe().wait_for(|state| *state == SleepState::Awake).await);
         }
     }
 
@@ -209,11 +190,7 @@ impl Core {
         let results: Vec<_> = body.get("documents").and_then(Value::as_array).into_iter().flatten().enumerate().map(|(index, document)| {
             format!(r#"{{"index":{index},"document":{{"text":{document},"multi_modal":null}},"relevance_score":{:?}}}"#, 1.0 / f64::from(2 + u32::try_from(index).unwrap_or(u32::MAX - 2)))
         }).collect();
-        let (id, model, tokens) = (
-            self.fresh_id(),
-            quoted(&self.options.model),
-            rough_tokens(&request.body),
-        );
+        let (id, model, tokens) = (self.fresh_id(), quoted(&self.options.model), rough_tokens(&request.body));
         Answer::json(
             200,
             format!(
@@ -270,11 +247,7 @@ impl Service for Core {
             } else {
                 Answer::json(401, r#"{"error":"Unauthorized"}"#)
             };
-            if self.options.served_by {
-                answer.with("x-served-by", self.options.id.clone())
-            } else {
-                answer
-            }
+            if self.options.served_by { answer.with("x-served-by", self.options.id.clone()) } else { answer }
         })
     }
 

@@ -91,19 +91,14 @@ impl Drop for Waiting<'_> {
 impl Simulation {
     pub(super) fn new(engine: &str, mut options: SimulatedOptions) -> Self {
         options.block_size = options.block_size.max(1);
-        let blocks = u32::try_from(options.capacity_tokens / options.block_size)
-            .unwrap_or(u32::MAX)
-            .max(1);
+        let blocks = u32::try_from(options.capacity_tokens / options.block_size).unwrap_or(u32::MAX).max(1);
         Self {
             engine: engine.to_owned(),
             blocks,
             places: Arc::new(Semaphore::new(options.max_running.max(1))),
             memory: Arc::new(Semaphore::new(blocks as usize)),
             prefill: tokio::sync::Mutex::default(),
-            state: Mutex::new(State {
-                cache: BlockCache::new(blocks as usize),
-                counts: Counts::default(),
-            }),
+            state: Mutex::new(State { cache: BlockCache::new(blocks as usize), counts: Counts::default() }),
             options,
         }
     }
@@ -130,11 +125,7 @@ impl Simulation {
     pub(super) fn forget(&self) {
         let mut state = self.state.lock();
         state.cache.forget();
-        state.counts = Counts {
-            queries: 0,
-            hits: 0,
-            ..state.counts
-        };
+        state.counts = Counts { queries: 0, hits: 0, ..state.counts };
     }
 
     fn time(&self, seconds: f64) -> Duration {
@@ -149,11 +140,7 @@ impl Simulation {
         let waiting = Waiting(self);
         let place = acquire(&self.places, 1).await;
         let needed = (prompt.len() + answer_tokens).div_ceil(size);
-        let memory = acquire(
-            &self.memory,
-            u32::try_from(needed).unwrap_or(u32::MAX).min(self.blocks),
-        )
-        .await;
+        let memory = acquire(&self.memory, u32::try_from(needed).unwrap_or(u32::MAX).min(self.blocks)).await;
         let turn = self.prefill.lock().await;
         drop(waiting);
         let mut run = Run {
@@ -216,9 +203,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         let mut state = self.simulation.state.lock();
         state.counts.running -= 1;
-        state
-            .cache
-            .release(self.keys.get(..self.held).unwrap_or_default());
+        state.cache.release(self.keys.get(..self.held).unwrap_or_default());
     }
 }
 
@@ -236,25 +221,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_equal_prompt_costs_what_its_last_block_does() {
-        let simulation = simulation(SimulatedOptions {
-            block_size: 128,
-            ..SimulatedOptions::default()
-        });
+        let simulation = simulation(SimulatedOptions { block_size: 128, ..SimulatedOptions::default() });
         let start = Instant::now();
         drop(simulation.run(&prompt(1500), "", 10).await);
         assert_eq!(start.elapsed().as_millis(), 100);
         let run = simulation.run(&prompt(1500), "", 10).await;
         assert_eq!(run.cached, 11 * 128);
         assert!(start.elapsed().as_millis() < 110);
-        assert_eq!(
-            simulation.counts(),
-            Counts {
-                waiting: 0,
-                running: 1,
-                queries: 3000,
-                hits: 1408
-            }
-        );
+        assert_eq!(simulation.counts(), Counts { waiting: 0, running: 1, queries: 3000, hits: 1408 });
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,11 +251,7 @@ mod tests {
         let simulation = simulation(SimulatedOptions::default());
         let start = Instant::now();
         let run = async |first: u32| {
-            drop(
-                simulation
-                    .run(&(first..first + 1500).collect::<Vec<_>>(), "", 1)
-                    .await,
-            );
+            drop(simulation.run(&(first..first + 1500).collect::<Vec<_>>(), "", 1).await);
             start.elapsed().as_millis()
         };
         assert_eq!(tokio::join!(run(0), run(10_000), run(20_000)), (100, 200, 300));
@@ -289,10 +259,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_no_place_waits() {
-        let simulation = simulation(SimulatedOptions {
-            max_running: 1,
-            ..SimulatedOptions::default()
-        });
+        let simulation = simulation(SimulatedOptions { max_running: 1, ..SimulatedOptions::default() });
         let first = simulation.run(&prompt(16), "", 1).await;
         let other = prompt(16);
         let second = simulation.run(&other, "", 1);
@@ -306,10 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_no_memory_waits_and_who_leaves_frees_it() {
-        let simulation = simulation(SimulatedOptions {
-            capacity_tokens: 160,
-            ..SimulatedOptions::default()
-        });
+        let simulation = simulation(SimulatedOptions { capacity_tokens: 160, ..SimulatedOptions::default() });
         let first = simulation.run(&prompt(64), "", 64).await;
         assert!((simulation.usage() - 0.8).abs() < 1e-9);
         let other = prompt(64);
@@ -340,10 +304,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tokens_come_at_a_steady_pace_and_a_scale_shortens_all() {
-        let simulation = simulation(SimulatedOptions {
-            time_scale: 0.1,
-            ..SimulatedOptions::default()
-        });
+        let simulation = simulation(SimulatedOptions { time_scale: 0.1, ..SimulatedOptions::default() });
         let start = Instant::now();
         let mut run = simulation.run(&prompt(15_000), "", 50).await;
         run.tokens(1).await;
@@ -354,10 +315,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn prompts_are_announced_after_their_prefill() {
         let chunks = Chunks::default();
-        let simulation = simulation(SimulatedOptions {
-            announce: Some(chunks.clone()),
-            ..SimulatedOptions::default()
-        });
+        let simulation =
+            simulation(SimulatedOptions { announce: Some(chunks.clone()), ..SimulatedOptions::default() });
         drop(simulation.run(&prompt(600), "", 1).await);
         let credits = chunks.look_up(&(0..600).collect::<Vec<_>>());
         assert_eq!((credits[0].instance.as_str(), credits[0].tokens), ("vllm-0", 600));

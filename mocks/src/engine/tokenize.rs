@@ -88,10 +88,7 @@ fn tokens(request: &Request, options: &EngineOptions) -> Result<(Vec<u32>, bool)
         return Err(bad_request(message, &Value::Null));
     }
     options.check_model(body.get("model").and_then(Value::as_str))?;
-    if body
-        .get("chat_template")
-        .is_some_and(|template| !template.is_null())
-    {
+    if body.get("chat_template").is_some_and(|template| !template.is_null()) {
         let message = "Chat template is passed with request, but --trust-request-chat-template is not set. \
                        Refused request with untrusted chat template.";
         return Err(bad_request(message, &Value::Null));
@@ -102,32 +99,19 @@ fn tokens(request: &Request, options: &EngineOptions) -> Result<(Vec<u32>, bool)
         return Err(bad_request(message, &Value::Null));
     }
     if messages.iter().any(has_image) {
-        return Err(bad_request(
-            &format!("{} is not a multimodal model", options.model),
-            &Value::Null,
-        ));
+        return Err(bad_request(&format!("{} is not a multimodal model", options.model), &Value::Null));
     }
     Ok((tokenizer::chat(messages, generation_prompt), strings))
 }
 
 fn has_image(message: &Value) -> bool {
-    let parts = message
-        .get("content")
-        .and_then(Value::as_array)
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    parts.iter().any(|part| {
-        part.get("type")
-            .and_then(Value::as_str)
-            .is_some_and(|kind| kind != "text")
-    })
+    let parts = message.get("content").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    parts.iter().any(|part| part.get("type").and_then(Value::as_str).is_some_and(|kind| kind != "text"))
 }
 
 pub(super) fn detokenize(request: &Request, options: &EngineOptions) -> Answer {
-    text(request, options).map_or_else(
-        |answer| answer,
-        |text| Answer::json(200, json!({ "prompt": text }).to_string()),
-    )
+    text(request, options)
+        .map_or_else(|answer| answer, |text| Answer::json(200, json!({ "prompt": text }).to_string()))
 }
 
 fn text(request: &Request, options: &EngineOptions) -> Result<String, Answer> {
@@ -135,10 +119,8 @@ fn text(request: &Request, options: &EngineOptions) -> Result<String, Answer> {
     let Some(tokens) = body.get("tokens").and_then(Value::as_array) else {
         return Err(invalid(&[missing("tokens", &body)]));
     };
-    if let Some((at, token)) = tokens
-        .iter()
-        .enumerate()
-        .find(|(_, token)| token.as_i64().is_some_and(|id| id < 0))
+    if let Some((at, token)) =
+        tokens.iter().enumerate().find(|(_, token)| token.as_i64().is_some_and(|id| id < 0))
     {
         let loc = format!("body.tokens.{at}");
         let text = format!(
@@ -148,8 +130,6 @@ fn text(request: &Request, options: &EngineOptions) -> Result<String, Answer> {
         return Err(invalid(&[(loc, text)]));
     }
     options.check_model(body.get("model").and_then(Value::as_str))?;
-    let ids = tokens
-        .iter()
-        .filter_map(|token| u32::try_from(token.as_u64()?).ok());
+    let ids = tokens.iter().filter_map(|token| u32::try_from(token.as_u64()?).ok());
     Ok(tokenizer::decode(ids))
 }

@@ -11,13 +11,8 @@ const END: u32 = 1;
 const USER: u32 = 2;
 const ASSISTANT: u32 = 3;
 const SYSTEM: u32 = 4;
-const SPECIAL: [(u32, &str); 5] = [
-    (BEGIN, "<s>"),
-    (END, "</s>"),
-    (USER, "<|user|>"),
-    (ASSISTANT, "<|assistant|>"),
-    (SYSTEM, "<|system|>"),
-];
+const SPECIAL: [(u32, &str); 5] =
+    [(BEGIN, "<s>"), (END, "</s>"), (USER, "<|user|>"), (ASSISTANT, "<|assistant|>"), (SYSTEM, "<|system|>")];
 
 /// Merged tokens that occur in the recorded answers.
 const MERGED: [(u32, &str); 3] = [(261, "he"), (329, "llo"), (347, " world")];
@@ -78,11 +73,7 @@ fn group(rest: &[u8]) -> usize {
 }
 
 fn pack(bytes: &[u8]) -> u32 {
-    let number = |bits| {
-        bytes
-            .iter()
-            .fold(0, |number, byte| (number << bits) | u32::from(*byte))
-    };
+    let number = |bits| bytes.iter().fold(0, |number, byte| (number << bits) | u32::from(*byte));
     match bytes {
         [byte] => byte_id(*byte),
         [_, _, _] if !bytes.is_ascii() => PACKED + (3 << 28 | number(8)),
@@ -159,10 +150,7 @@ pub(super) fn chat(messages: &[Value], generation_prompt: bool) -> Vec<u32> {
 fn content_text(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .filter_map(|part| part.get("text")?.as_str())
-            .collect(),
+        Value::Array(parts) => parts.iter().filter_map(|part| part.get("text")?.as_str()).collect(),
         _ => String::new(),
     }
 }
@@ -173,16 +161,9 @@ mod tests {
 
     #[test]
     fn text_comes_back_whole() {
-        for text in [
-            "",
-            "a",
-            "ab",
-            "hello world",
-            "The quick brown fox.\n\0",
-            "déjà vu — 漢字かな 🦀",
-            "é",
-            "日",
-        ] {
+        for text in
+            ["", "a", "ab", "hello world", "The quick brown fox.\n\0", "déjà vu — 漢字かな 🦀", "é", "日"]
+        {
             assert_eq!(decode(encode(text)), text, "{text:?}");
         }
     }
@@ -200,14 +181,7 @@ mod tests {
 
     #[test]
     fn ids_are_distinct_and_fit_an_i32() {
-        let texts = [
-            "\0\0",
-            "\0\0\0",
-            "\0\0\0\0",
-            "\u{7f}\u{7f}\u{7f}\u{7f}",
-            "日",
-            "\0",
-        ];
+        let texts = ["\0\0", "\0\0\0", "\0\0\0\0", "\u{7f}\u{7f}\u{7f}\u{7f}", "日", "\0"];
         let mut ids: Vec<_> = texts.iter().flat_map(|text| encode(text)).collect();
         assert!(ids.iter().all(|id| i32::try_from(*id).is_ok()));
         ids.sort_unstable();
@@ -217,10 +191,7 @@ mod tests {
 
     #[test]
     fn single_bytes_have_the_ids_of_a_byte_level_vocabulary() {
-        assert_eq!(
-            [byte_id(b'a'), byte_id(b'x'), byte_id(b'B'), byte_id(0x12)],
-            [69, 92, 38, 211]
-        );
+        assert_eq!([byte_id(b'a'), byte_id(b'x'), byte_id(b'B'), byte_id(0x12)], [69, 92, 38, 211]);
     }
 
     #[test]

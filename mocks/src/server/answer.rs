@@ -26,11 +26,7 @@ pub(crate) struct Answer {
 impl Answer {
     /// An answer without a body.
     pub(crate) fn empty(status: u16) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: Body::Whole(Bytes::new()),
-        }
+        Self { status, headers: Vec::new(), body: Body::Whole(Bytes::new()) }
     }
 
     pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> Self {
@@ -38,20 +34,12 @@ impl Answer {
     }
 
     pub(crate) fn text(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        Self {
-            status,
-            headers: vec![("content-type", content_type.into())],
-            body: Body::Whole(body.into()),
-        }
+        Self { status, headers: vec![("content-type", content_type.into())], body: Body::Whole(body.into()) }
     }
 
     pub(crate) fn events(events: BoxStream<'static, Bytes>) -> Self {
         let content_type = "text/event-stream; charset=utf-8";
-        Self {
-            status: 200,
-            headers: vec![("content-type", content_type.into())],
-            body: Body::Events(events),
-        }
+        Self { status: 200, headers: vec![("content-type", content_type.into())], body: Body::Events(events) }
     }
 
     #[must_use]
@@ -62,9 +50,7 @@ impl Answer {
 
     /// Appends the head to `out`, in the order in which uvicorn writes it.
     pub(super) fn write_head(&self, out: &mut Vec<u8>, chunked: bool, close: bool) {
-        let reason = StatusCode::from_u16(self.status)
-            .ok()
-            .and_then(|code| code.canonical_reason());
+        let reason = StatusCode::from_u16(self.status).ok().and_then(|code| code.canonical_reason());
         // Writing to a Vec cannot fail.
         let _ = write!(
             out,

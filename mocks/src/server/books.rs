@@ -114,10 +114,7 @@ impl Received {
     /// The first header of this name, in whatever case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(own, _)| own.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -137,11 +134,7 @@ pub(crate) struct Books {
 
 impl Books {
     pub(super) fn new(record: bool) -> Self {
-        Self {
-            record,
-            ledger: Arc::default(),
-            changed: Arc::default(),
-        }
+        Self { record, ledger: Arc::default(), changed: Arc::default() }
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -160,11 +153,8 @@ impl Books {
             ledger.stats.connections_accepted = ledger.stats.connections_open;
             ledger.stats.paths.retain(|_, path| path.in_flight > 0);
             for path in ledger.stats.paths.values_mut() {
-                *path = PathStats {
-                    received: path.in_flight,
-                    in_flight: path.in_flight,
-                    ..PathStats::default()
-                };
+                *path =
+                    PathStats { received: path.in_flight, in_flight: path.in_flight, ..PathStats::default() };
             }
         }
         self.changed.notify_waiters();
@@ -196,10 +186,7 @@ impl Books {
             ledger.stats.connections_open += 1;
             ledger.connections
         });
-        Connected {
-            books: self.clone(),
-            id,
-        }
+        Connected { books: self.clone(), id }
     }
 
     /// Counts a request that could not be read.
@@ -218,11 +205,7 @@ impl Books {
             slot.in_flight += 1;
             path.to_owned()
         });
-        Entry {
-            books: self.clone(),
-            path,
-            end: End::Open,
-        }
+        Entry { books: self.clone(), path, end: End::Open }
     }
 
     /// Notes a request that was read to its end.
@@ -233,10 +216,7 @@ impl Books {
         let received = Received {
             method: head.method().to_owned(),
             path_and_query: head.target().to_owned(),
-            headers: head
-                .headers()
-                .map(|(name, value)| (name.to_owned(), lossy(value)))
-                .collect(),
+            headers: head.headers().map(|(name, value)| (name.to_owned(), lossy(value))).collect(),
             body_bytes: body.len(),
             body_sha256: hex_sha256(body),
             framing: head.framing(),
@@ -254,13 +234,11 @@ impl Books {
 }
 
 fn hex_sha256(body: &[u8]) -> String {
-    Sha256::digest(body)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    Sha256::digest(body).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Counts as an open connection while it lives.

@@ -54,11 +54,7 @@ enum After {
 
 impl From<Cut> for After {
     fn from(cut: Cut) -> Self {
-        if cut == Cut::Reset {
-            Self::Reset
-        } else {
-            Self::Close
-        }
+        if cut == Cut::Reset { Self::Reset } else { Self::Close }
     }
 }
 
@@ -89,15 +85,10 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: Arc<Shared>, service: Arc<dy
             Err(Unread::Left) => return,
             Err(Unread::Bad(status)) => {
                 shared.books.refuse();
-                let answer = Answer::text(
-                    status,
-                    "text/plain; charset=utf-8",
-                    "Invalid HTTP request received.",
-                );
+                let answer =
+                    Answer::text(status, "text/plain; charset=utf-8", "Invalid HTTP request received.");
                 answer.write_head(&mut connection.out, false, true);
-                connection
-                    .out
-                    .extend_from_slice(b"Invalid HTTP request received.");
+                connection.out.extend_from_slice(b"Invalid HTTP request received.");
                 let _ = connection.flush().await;
                 return connection.close().await;
             }
@@ -119,9 +110,7 @@ impl<W: Wire> Connection<'_, W> {
     async fn next(&mut self) -> Result<(), Unread> {
         match self.shared.settings.keep_alive {
             None => self.link.begins().await,
-            Some(limit) => tokio::time::timeout(limit, self.link.begins())
-                .await
-                .unwrap_or(Err(Unread::Left)),
+            Some(limit) => tokio::time::timeout(limit, self.link.begins()).await.unwrap_or(Err(Unread::Left)),
         }
     }
 
@@ -149,15 +138,8 @@ impl<W: Wire> Connection<'_, W> {
             return Ok(after);
         }
         let answer = self.answer(&request, work).await?;
-        let after = self
-            .write(
-                &request,
-                answer,
-                fault.as_ref().and_then(Fault::cut),
-                work,
-                &mut entry,
-            )
-            .await?;
+        let after =
+            self.write(&request, answer, fault.as_ref().and_then(Fault::cut), work, &mut entry).await?;
         Ok(match (after, fault) {
             (After::Next, Some(Fault::CloseIdle)) => After::Stale,
             (after, _) => after,
@@ -166,14 +148,9 @@ impl<W: Wire> Connection<'_, W> {
 
     fn fault(&self, head: &Head, work: bool) -> Option<Fault> {
         let by_header = || {
-            let text = head
-                .header("x-mock-fault")
-                .filter(|_| self.shared.settings.faults_by_header)?;
+            let text = head.header("x-mock-fault").filter(|_| self.shared.settings.faults_by_header)?;
             // A name that is none must not pass for a healthy answer.
-            Some(text.parse().unwrap_or(Fault::Status {
-                code: 400,
-                retry_after: None,
-            }))
+            Some(text.parse().unwrap_or(Fault::Status { code: 400, retry_after: None }))
         };
         self.shared.faults.take(head.path(), work).or_else(by_header)
     }
@@ -265,11 +242,7 @@ impl<W: Wire> Connection<'_, W> {
             }
             (Body::Whole(body), None) if !no_body => self.out.extend_from_slice(&body),
             (Body::Events(events), cut) if !no_body => {
-                if self
-                    .shared
-                    .gates
-                    .hold_up(Place::FirstToken, request.head.path(), work)
-                {
+                if self.shared.gates.hold_up(Place::FirstToken, request.head.path(), work) {
                     self.flush().await?;
                     tokio::select! {
                         () = self.shared.gates.pass(Place::FirstToken, request.head.path(), work) => {}
@@ -398,11 +371,7 @@ mod tests {
     async fn no_event_is_made_before_the_client_has_read_the_last_but_one() {
         let (mut client, wire) = tokio::io::duplex(1024);
         let made = Arc::new(AtomicUsize::new(0));
-        let server = serve(
-            wire,
-            Shared::new(Settings::default()),
-            Arc::new(Endless(Arc::clone(&made))),
-        );
+        let server = serve(wire, Shared::new(Settings::default()), Arc::new(Endless(Arc::clone(&made))));
         let reader = async {
             client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
             let mut megabyte = vec![0; 1024 * 1024];

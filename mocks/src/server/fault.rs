@@ -55,17 +55,11 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let (value, rest) = value.split_once(';').unwrap_or((value, ""));
-        let number = || {
-            value
-                .parse::<u16>()
-                .map_err(|_| format!("{text:?}: {name} needs a number"))
-        };
+        let number = || value.parse::<u16>().map_err(|_| format!("{text:?}: {name} needs a number"));
         Ok(match name {
             "status" => Self::Status {
                 code: number()?,
-                retry_after: rest
-                    .strip_prefix("retry-after=")
-                    .and_then(|seconds| seconds.parse().ok()),
+                retry_after: rest.strip_prefix("retry-after=").and_then(|seconds| seconds.parse().ok()),
             },
             "early-status" => Self::EarlyStatus { code: number()? },
             "close-before-response" => Self::CloseBeforeResponse,
@@ -118,11 +112,7 @@ pub(super) struct Faults {
 impl Faults {
     pub(super) fn add(&self, path: Option<&str>, left: Option<usize>, fault: Fault) {
         if left != Some(0) {
-            self.rules.lock().push(Rule {
-                path: path.map(str::to_owned),
-                left,
-                fault,
-            });
+            self.rules.lock().push(Rule { path: path.map(str::to_owned), left, fault });
         }
     }
 
@@ -133,9 +123,7 @@ impl Faults {
     /// The fault that a request on `path` meets; counts it against its rule.
     pub(super) fn take(&self, path: &str, work: bool) -> Option<Fault> {
         let mut rules = self.rules.lock();
-        let index = rules
-            .iter()
-            .position(|rule| rule.path.as_deref().map_or(work, |own| own == path))?;
+        let index = rules.iter().position(|rule| rule.path.as_deref().map_or(work, |own| own == path))?;
         let rule = rules.get_mut(index)?;
         let fault = rule.fault.clone();
         if let Some(left) = &mut rule.left {
@@ -172,20 +160,8 @@ mod tests {
     #[test]
     fn every_fault_of_a_header_has_a_name() {
         for (text, fault) in [
-            (
-                "status=503",
-                Fault::Status {
-                    code: 503,
-                    retry_after: None,
-                },
-            ),
-            (
-                "status=429;retry-after=7",
-                Fault::Status {
-                    code: 429,
-                    retry_after: Some(7),
-                },
-            ),
+            ("status=503", Fault::Status { code: 503, retry_after: None }),
+            ("status=429;retry-after=7", Fault::Status { code: 429, retry_after: Some(7) }),
             ("early-status=413", Fault::EarlyStatus { code: 413 }),
             ("cut-stream-after=3", Fault::CutStreamAfter(3)),
             ("stall-after=0", Fault::StallAfter(0)),

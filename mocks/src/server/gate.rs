@@ -42,29 +42,18 @@ impl Gates {
             state: watch::Sender::new(State::default()),
         });
         self.posts.lock().push(Arc::clone(&post));
-        Gate {
-            post,
-            gates: self.clone(),
-        }
+        Gate { post, gates: self.clone() }
     }
 
     /// Whether a request on `path` would have to wait at `place`.
     pub(super) fn hold_up(&self, place: Place, path: &str, work: bool) -> bool {
-        self.posts
-            .lock()
-            .iter()
-            .any(|post| post.stands_for(place, path, work))
+        self.posts.lock().iter().any(|post| post.stands_for(place, path, work))
     }
 
     /// Waits at every gate that stands at `place` for this request.
     pub(super) async fn pass(&self, place: Place, path: &str, work: bool) {
         loop {
-            let post = self
-                .posts
-                .lock()
-                .iter()
-                .find(|post| post.stands_for(place, path, work))
-                .cloned();
+            let post = self.posts.lock().iter().find(|post| post.stands_for(place, path, work)).cloned();
             match post {
                 Some(post) => post.wait().await,
                 None => return,
@@ -105,13 +94,7 @@ impl Gate {
     /// Waits until at least `count` requests stand at the gate.
     pub async fn waiting(&self, count: usize) {
         // The sender is in the post that `self` keeps, so it cannot be gone.
-        drop(
-            self.post
-                .state
-                .subscribe()
-                .wait_for(|state| state.waiting >= count)
-                .await,
-        );
+        drop(self.post.state.subscribe().wait_for(|state| state.waiting >= count).await);
     }
 
     /// Lets everything that waits go on.
@@ -122,10 +105,7 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.gates
-            .posts
-            .lock()
-            .retain(|post| !Arc::ptr_eq(post, &self.post));
+        self.gates.posts.lock().retain(|post| !Arc::ptr_eq(post, &self.post));
         self.post.state.send_modify(|state| state.open = true);
     }
 }

@@ -53,29 +53,16 @@ impl Head {
             .map(|header| {
                 (
                     range(header.name.as_bytes()),
-                    if header.value.is_empty() {
-                        0..0
-                    } else {
-                        range(header.value)
-                    },
+                    if header.value.is_empty() { 0..0 } else { range(header.value) },
                 )
             })
             .collect();
         let bytes = buffer.split_to(length).freeze();
-        Ok(Some(Self {
-            bytes,
-            method,
-            target,
-            headers,
-            version_minor,
-        }))
+        Ok(Some(Self { bytes, method, target, headers, version_minor }))
     }
 
     fn text(&self, range: &Range<usize>) -> &str {
-        self.bytes
-            .get(range.clone())
-            .and_then(|bytes| str::from_utf8(bytes).ok())
-            .unwrap_or_default()
+        self.bytes.get(range.clone()).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 
     pub(crate) fn bytes(&self) -> Bytes {
@@ -162,27 +149,16 @@ impl From<io::Error> for Unread {
 
 impl<W: AsyncRead + AsyncWrite + Unpin> Link<W> {
     pub(super) fn new(wire: W) -> Self {
-        Self {
-            wire,
-            buffer: BytesMut::with_capacity(8 * 1024),
-        }
+        Self { wire, buffer: BytesMut::with_capacity(8 * 1024) }
     }
 
     async fn more(&mut self) -> Result<(), Unread> {
-        if self.wire.read_buf(&mut self.buffer).await? == 0 {
-            Err(Unread::Left)
-        } else {
-            Ok(())
-        }
+        if self.wire.read_buf(&mut self.buffer).await? == 0 { Err(Unread::Left) } else { Ok(()) }
     }
 
     /// Waits for the first byte of a request.
     pub(super) async fn begins(&mut self) -> Result<(), Unread> {
-        if self.buffer.is_empty() {
-            self.more().await
-        } else {
-            Ok(())
-        }
+        if self.buffer.is_empty() { self.more().await } else { Ok(()) }
     }
 
     pub(super) async fn head(&mut self) -> Result<Head, Unread> {
@@ -200,19 +176,14 @@ impl<W: AsyncRead + AsyncWrite + Unpin> Link<W> {
     }
 
     pub(super) async fn body(&mut self, head: &Head) -> Result<Bytes, Unread> {
-        if head
-            .header("expect")
-            .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
-        {
+        if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
             self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         match head.framing() {
             Framing::None => Ok(Bytes::new()),
             Framing::Chunked => self.chunks().await,
             Framing::ContentLength => {
-                let length = head
-                    .header("content-length")
-                    .and_then(|value| value.trim().parse().ok());
+                let length = head.header("content-length").and_then(|value| value.trim().parse().ok());
                 self.exactly(length.ok_or(Unread::Bad(400))?).await
             }
         }
@@ -312,15 +283,11 @@ mod tests {
 
     #[tokio::test]
     async fn headers_keep_their_order_and_case() {
-        let (head, _) = read(b"GET /a?b=1 HTTP/1.1\r\nHost: x\r\nX-Two:  2 \r\nx-empty:\r\n\r\n")
-            .await
-            .unwrap();
+        let (head, _) =
+            read(b"GET /a?b=1 HTTP/1.1\r\nHost: x\r\nX-Two:  2 \r\nx-empty:\r\n\r\n").await.unwrap();
         let headers: Vec<_> = head.headers().collect();
         assert_eq!(headers, [("Host", &b"x"[..]), ("X-Two", b"2"), ("x-empty", b"")]);
-        assert_eq!(
-            (head.method(), head.target(), head.path()),
-            ("GET", "/a?b=1", "/a")
-        );
+        assert_eq!((head.method(), head.target(), head.path()), ("GET", "/a?b=1", "/a"));
     }
 
     #[tokio::test]

@@ -25,10 +25,7 @@ impl Reply {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -64,9 +61,7 @@ pub(crate) async fn send(
     body: &str,
 ) -> Reply {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    exchange(&mut stream, method, path, headers, body)
-        .await
-        .expect("an answer")
+    exchange(&mut stream, method, path, headers, body).await.expect("an answer")
 }
 
 pub(crate) async fn post(address: SocketAddr, path: &str, body: &str) -> Reply {
@@ -81,10 +76,7 @@ pub(crate) async fn exchange(
     headers: &[&str],
     body: &str,
 ) -> Option<Reply> {
-    stream
-        .write_all(&request(method, path, headers, body))
-        .await
-        .ok()?;
+    stream.write_all(&request(method, path, headers, body)).await.ok()?;
     read(stream).await
 }
 
@@ -104,19 +96,11 @@ pub(crate) async fn read(stream: &mut TcpStream) -> Option<Reply> {
         .map(|line| line.split_once(": ").unwrap())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let mut reply = Reply {
-        status_line,
-        headers,
-        body: Vec::new(),
-        chunks: Vec::new(),
-        complete: false,
-    };
+    let mut reply = Reply { status_line, headers, body: Vec::new(), chunks: Vec::new(), complete: false };
     if reply.header("transfer-encoding") == Some("chunked") {
         reply.complete = read_chunks(stream, &mut reply).await.is_ok();
     } else {
-        let length: usize = reply
-            .header("content-length")
-            .map_or(0, |value| value.parse().unwrap());
+        let length: usize = reply.header("content-length").map_or(0, |value| value.parse().unwrap());
         while reply.body.len() < length {
             let Ok(byte) = stream.read_u8().await else { break };
             reply.body.push(byte);

@@ -49,16 +49,12 @@ async fn the_controller_answers_as_recorded() {
 async fn metrics_show_recorded_gauges() {
     let controller = recorded_state();
     let reply = send(controller.address(), "GET", "/metrics", &[], "").await;
-    let recorded = sections(RECORDED)
-        .into_iter()
-        .find(|section| section.title == "metrics")
-        .unwrap();
+    let recorded = sections(RECORDED).into_iter().find(|section| section.title == "metrics").unwrap();
     assert!(
         reply.text().lines().count() == 6 && reply.text().lines().all(|line| recorded.body.contains(line))
     );
-    let content_type = reply
-        .header("content-type")
-        .map(|value| ("content-type".to_owned(), value.to_owned()));
+    let content_type =
+        reply.header("content-type").map(|value| ("content-type".to_owned(), value.to_owned()));
     assert!(recorded.headers.contains(&content_type.unwrap()));
 }
 
@@ -66,22 +62,12 @@ async fn metrics_show_recorded_gauges() {
 async fn a_preferred_instance_holds_every_prompt() {
     let controller = recorded_state();
     controller.prefer(Some("vllm-1"));
-    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#)
-        .await
-        .json();
-    assert_eq!(
-        reply["layout_info"],
-        serde_json::json!({"vllm-1": ["LocalCPUBackend", 3]})
-    );
+    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#).await.json();
+    assert_eq!(reply["layout_info"], serde_json::json!({"vllm-1": ["LocalCPUBackend", 3]}));
     let pin = r#"{"tokens":[1,2,3],"instance_id":"vllm-1","location":"LocalCPUBackend"}"#;
-    assert_eq!(
-        post(controller.address(), "/pin", pin).await.json()["num_tokens"],
-        3
-    );
+    assert_eq!(post(controller.address(), "/pin", pin).await.json()["num_tokens"], 3);
     controller.prefer(None);
-    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#)
-        .await
-        .json();
+    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#).await.json();
     assert_eq!(reply["layout_info"], serde_json::json!({}));
 }
 
@@ -93,32 +79,18 @@ async fn the_layout_can_be_an_object() {
         ..ControllerOptions::default()
     };
     let controller = Controller::start(options).unwrap();
-    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#)
-        .await
-        .json();
-    assert_eq!(
-        reply["layout_info"],
-        serde_json::json!({"vllm-1": {"0": "LocalCPUBackend", "1": 3}})
-    );
+    let reply = post(controller.address(), "/lookup", r#"{"tokens":[1,2,3]}"#).await.json();
+    assert_eq!(reply["layout_info"], serde_json::json!({"vllm-1": {"0": "LocalCPUBackend", "1": 3}}));
 }
 
 #[tokio::test]
 async fn evict_exists_where_that_is_on() {
-    let controller = Controller::start(ControllerOptions {
-        evict: true,
-        ..ControllerOptions::default()
-    })
-    .unwrap();
+    let controller =
+        Controller::start(ControllerOptions { evict: true, ..ControllerOptions::default() }).unwrap();
     controller.admit("a", "LocalCPUBackend", &list(0, 512));
     let body = expand(r#"{"tokens":[0..512],"instance_id":"a"}"#);
-    assert_eq!(
-        post(controller.address(), "/evict", &body).await.json()["num_tokens"],
-        512
-    );
-    assert_eq!(
-        post(controller.address(), "/evict", &body).await.json()["num_tokens"],
-        0
-    );
+    assert_eq!(post(controller.address(), "/evict", &body).await.json()["num_tokens"], 512);
+    assert_eq!(post(controller.address(), "/evict", &body).await.json()["num_tokens"], 0);
 }
 
 #[tokio::test]
@@ -126,41 +98,21 @@ async fn a_method_without_effect_compresses_nothing() {
     let controller = recorded_state();
     let body =
         expand(r#"{"tokens":[0..512],"instance_id":"inst-a","location":"LocalCPUBackend","method":"zstd"}"#);
-    assert_eq!(
-        post(controller.address(), "/compress", &body).await.json()["num_tokens"],
-        0
-    );
+    assert_eq!(post(controller.address(), "/compress", &body).await.json()["num_tokens"], 0);
 }
 
 #[tokio::test]
 async fn gates_faults_and_counters_are_those_of_every_mock() {
     let controller = recorded_state();
-    controller.fail_next(
-        1,
-        Fault::Status {
-            code: 500,
-            retry_after: None,
-        },
-    );
-    assert_eq!(
-        post(controller.address(), "/lookup", r#"{"tokens":[1]}"#)
-            .await
-            .status(),
-        500
-    );
+    controller.fail_next(1, Fault::Status { code: 500, retry_after: None });
+    assert_eq!(post(controller.address(), "/lookup", r#"{"tokens":[1]}"#).await.status(), 500);
     let gate = controller.hold_headers();
-    let (reply, ()) = tokio::join!(
-        post(controller.address(), "/lookup", r#"{"tokens":[1]}"#),
-        async {
-            gate.waiting(1).await;
-            gate.release();
-        }
-    );
+    let (reply, ()) = tokio::join!(post(controller.address(), "/lookup", r#"{"tokens":[1]}"#), async {
+        gate.waiting(1).await;
+        gate.release();
+    });
     assert_eq!(reply.status(), 200);
-    assert_eq!(
-        (controller.stats().served("/lookup"), controller.received().len()),
-        (1, 2)
-    );
+    assert_eq!((controller.stats().served("/lookup"), controller.received().len()), (1, 2));
 }
 
 #[tokio::test]

@@ -19,9 +19,7 @@ pub(crate) struct Section {
 
 /// The sections of a recorded file.
 pub(crate) fn sections(text: &'static str) -> Vec<Section> {
-    let bodies = text
-        .split("\n### ")
-        .map(|section| section.strip_prefix("### ").unwrap_or(section));
+    let bodies = text.split("\n### ").map(|section| section.strip_prefix("### ").unwrap_or(section));
     bodies
         .map(|section| {
             let (title, rest) = section.split_once('\n').unwrap();
@@ -29,20 +27,9 @@ pub(crate) fn sections(text: &'static str) -> Vec<Section> {
             let mut lines = head.lines();
             let status_line = lines.next().unwrap_or_default();
             let headers = lines.filter_map(|line| line.split_once(": "));
-            let headers = headers
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect();
-            let body = if body.starts_with("data: ") {
-                body
-            } else {
-                body.trim_end_matches('\n')
-            };
-            Section {
-                title,
-                status_line,
-                headers,
-                body,
-            }
+            let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            let body = if body.starts_with("data: ") { body } else { body.trim_end_matches('\n') };
+            Section { title, status_line, headers, body }
         })
         .collect()
 }
@@ -54,9 +41,8 @@ pub(crate) fn level(text: &str, keys: &[&str]) -> String {
         let mut parts = level.split(key);
         let mut out = parts.next().unwrap().to_owned();
         for part in parts {
-            let end = part
-                .find(|end: char| !(end.is_ascii_alphanumeric() || end == '-' || end == '.'))
-                .unwrap();
+            let end =
+                part.find(|end: char| !(end.is_ascii_alphanumeric() || end == '-' || end == '.')).unwrap();
             out += key;
             out += "…";
             out += part.get(end..).unwrap();
@@ -71,12 +57,8 @@ pub(crate) fn compare(section: &Section, reply: &Reply, keys: &[&str]) {
     let title = section.title;
     assert_eq!(reply.status_line, section.status_line, "{title}");
     let of_the_server = ["date", "server"];
-    let mut headers: BTreeSet<_> = reply
-        .headers
-        .iter()
-        .filter(|(name, _)| !of_the_server.contains(&name.as_str()))
-        .cloned()
-        .collect();
+    let mut headers: BTreeSet<_> =
+        reply.headers.iter().filter(|(name, _)| !of_the_server.contains(&name.as_str())).cloned().collect();
     let mut recorded = section.headers.clone();
     assert_eq!(level(reply.text(), keys), level(section.body, keys), "{title}");
     if level(section.body, keys) != section.body {
@@ -133,19 +115,9 @@ impl Asked {
                 let mut fields = line.splitn(4, " |").map(str::trim);
                 let title = fields.next().unwrap();
                 let (method, path) = fields.next().unwrap().split_once(' ').unwrap();
-                let headers = fields
-                    .next()
-                    .unwrap()
-                    .split(" & ")
-                    .filter(|header| !header.is_empty())
-                    .collect();
-                Self {
-                    title,
-                    method,
-                    path,
-                    headers,
-                    body: expand(fields.next().unwrap_or_default()),
-                }
+                let headers =
+                    fields.next().unwrap().split(" & ").filter(|header| !header.is_empty()).collect();
+                Self { title, method, path, headers, body: expand(fields.next().unwrap_or_default()) }
             })
             .collect()
     }
@@ -169,20 +141,14 @@ pub(crate) async fn check(
         assert!(known, "nothing asks for {:?}", section.title);
     }
     for asked in asked {
-        let section = sections
-            .iter()
-            .find(|section| section.title == asked.title)
-            .expect(asked.title);
+        let section = sections.iter().find(|section| section.title == asked.title).expect(asked.title);
         compare(section, &asked.send(address).await, keys);
     }
 }
 
 fn engine() -> Engine {
-    let options = EngineOptions {
-        api_key: Some("sesame".into()),
-        max_model_len: 2048,
-        ..EngineOptions::default()
-    };
+    let options =
+        EngineOptions { api_key: Some("sesame".into()), max_model_len: 2048, ..EngineOptions::default() };
     Engine::start(options).unwrap()
 }
 
@@ -198,14 +164,8 @@ async fn the_engine_answers_as_recorded() {
 #[tokio::test]
 async fn a_request_id_becomes_part_of_the_answers_id() {
     let engine = engine();
-    for asked in Asked::read(OPENAI_ASKED)
-        .into_iter()
-        .filter(|asked| asked.headers.len() == 2)
-    {
-        let section = sections(OPENAI)
-            .into_iter()
-            .find(|section| section.title == asked.title)
-            .unwrap();
+    for asked in Asked::read(OPENAI_ASKED).into_iter().filter(|asked| asked.headers.len() == 2) {
+        let section = sections(OPENAI).into_iter().find(|section| section.title == asked.title).unwrap();
         compare(&section, &asked.send(engine.address()).await, &["\"created\":"]);
     }
 }
@@ -213,28 +173,18 @@ async fn a_request_id_becomes_part_of_the_answers_id() {
 #[tokio::test]
 async fn every_event_is_a_chunk_of_its_own() {
     let engine = engine();
-    let asked = Asked::read(OPENAI_ASKED)
-        .into_iter()
-        .find(|asked| asked.title == "chat stream usage")
-        .unwrap();
+    let asked =
+        Asked::read(OPENAI_ASKED).into_iter().find(|asked| asked.title == "chat stream usage").unwrap();
     let reply = asked.send(engine.address()).await;
     assert_eq!(reply.chunks.len(), 6);
-    assert!(
-        reply
-            .chunks
-            .iter()
-            .all(|chunk| chunk.starts_with(b"data: ") && chunk.ends_with(b"\n\n"))
-    );
+    assert!(reply.chunks.iter().all(|chunk| chunk.starts_with(b"data: ") && chunk.ends_with(b"\n\n")));
 }
 
 #[tokio::test]
 async fn metrics_have_the_recorded_series() {
     let engine = engine();
     let reply = client::send(engine.address(), "GET", "/metrics", &[], "").await;
-    assert_eq!(
-        reply.header("content-type"),
-        Some("text/plain; version=1.0.0; charset=utf-8")
-    );
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=1.0.0; charset=utf-8"));
     let series = |line: &'static str| line.rsplit_once(' ').unwrap().0.to_owned();
     let (recorded, cut): (Vec<_>, Vec<_>) = METRICS.lines().partition(|line| line.contains("} "));
     let given: BTreeSet<String> = reply
@@ -244,9 +194,8 @@ async fn metrics_have_the_recorded_series() {
         .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
         .collect();
     let (infos, given): (Vec<_>, BTreeSet<_>) = {
-        let (infos, given): (BTreeSet<_>, BTreeSet<_>) = given
-            .into_iter()
-            .partition(|series| series.contains("cache_config_info"));
+        let (infos, given): (BTreeSet<_>, BTreeSet<_>) =
+            given.into_iter().partition(|series| series.contains("cache_config_info"));
         (infos.into_iter().collect(), given)
     };
     assert_eq!(given, recorded.into_iter().map(series).collect());
@@ -256,8 +205,5 @@ async fn metrics_have_the_recorded_series() {
             .collect::<Vec<_>>()
     };
     let recorded = labels(cut[0]);
-    assert!(
-        !recorded.is_empty() && labels(&infos[0]).starts_with(&recorded),
-        "{infos:?}"
-    );
+    assert!(!recorded.is_empty() && labels(&infos[0]).starts_with(&recorded), "{infos:?}");
 }

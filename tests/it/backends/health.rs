@@ -48,10 +48,7 @@ async fn the_check_asks_for_the_configured_path_with_the_backends_host() {
     let world = world(1, "health: {path: /ping}", "").await;
     world.check_health().await;
     let received = world.engines[0].received();
-    assert_eq!(
-        (received.len(), received[0].path_and_query.as_str()),
-        (1, "/ping")
-    );
+    assert_eq!((received.len(), received[0].path_and_query.as_str()), (1, "/ping"));
     let host = world.engines[0].address().to_string();
     assert_eq!(received[0].header("host"), Some(host.as_str()));
     assert!(world.backend("vllm-0").is_healthy());
@@ -61,10 +58,7 @@ async fn the_check_asks_for_the_configured_path_with_the_backends_host() {
 async fn with_one_of_two_down_every_request_is_answered() {
     let (_nobody, world) = one_down(1, "").await;
     assert_eq!(chats(&world, 30).await, [200; 30]);
-    assert!(
-        retries(&world, "connect") >= 1.0,
-        "some were tried at the one that is down"
-    );
+    assert!(retries(&world, "connect") >= 1.0, "some were tried at the one that is down");
 }
 
 #[tokio::test]

@@ -16,10 +16,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpSocket;
 
 const CHAT: &str = "/v1/chat/completions";
-const OVERLOADED: Fault = Fault::Status {
-    code: 503,
-    retry_after: None,
-};
+const OVERLOADED: Fault = Fault::Status { code: 503, retry_after: None };
 
 /// A world of `count` engines.
 async fn world(count: usize, cluster: &str, sections: &str) -> World {
@@ -72,15 +69,11 @@ async fn served_by(world: &World, user: &str) -> usize {
 
 /// The retries made for `cause`.
 fn retries(world: &World, cause: &str) -> f64 {
-    world.metric(&format!(
-        r#"kvway_retries_total{{cause="{cause}",cluster="llama"}}"#
-    ))
+    world.metric(&format!(r#"kvway_retries_total{{cause="{cause}",cluster="llama"}}"#))
 }
 
 fn refused(world: &World, reason: &str) -> f64 {
-    world.metric(&format!(
-        r#"kvway_retries_refused_total{{cluster="llama",reason="{reason}"}}"#
-    ))
+    world.metric(&format!(r#"kvway_retries_refused_total{{cluster="llama",reason="{reason}"}}"#))
 }
 
 /// Two engines of which each is to be tried at most once: the answer's status and the tries at each.

@@ -3,12 +3,7 @@
 use super::*;
 
 async fn named(more: Vec<String>, engines: usize) -> World {
-    World::with(Plan {
-        engines: vec![EngineOptions::default(); engines],
-        more,
-        ..Plan::default()
-    })
-    .await
+    World::with(Plan { engines: vec![EngineOptions::default(); engines], more, ..Plan::default() }).await
 }
 
 #[tokio::test]
@@ -29,11 +24,7 @@ async fn a_name_is_resolved() {
 
 #[tokio::test]
 async fn a_name_that_does_not_resolve_leaves_the_others_to_serve() {
-    let world = named(
-        vec![r#"id: lost, address: "no-such-host.invalid:1""#.to_owned()],
-        2,
-    )
-    .await;
+    let world = named(vec![r#"id: lost, address: "no-such-host.invalid:1""#.to_owned()], 2).await;
     assert_eq!(world.backend("lost").resolved(), None);
     assert_eq!(chats(&world, 8).await, [200; 8]);
     assert_eq!(world.received(CHAT), [4, 4]);
@@ -42,10 +33,6 @@ async fn a_name_that_does_not_resolve_leaves_the_others_to_serve() {
 
 #[tokio::test]
 async fn without_any_address_the_answer_is_503() {
-    let world = named(
-        vec![r#"id: lost, address: "no-such-host.invalid:1""#.to_owned()],
-        0,
-    )
-    .await;
+    let world = named(vec![r#"id: lost, address: "no-such-host.invalid:1""#.to_owned()], 0).await;
     assert_eq!(world.chat().await.status(), 503);
 }

@@ -13,17 +13,11 @@ async fn round_robin_spreads_exactly() {
 async fn round_robin_gives_a_heavier_backend_its_share() {
     let engines = [1, 2, 3].map(|weight| (weight, Engine::start(EngineOptions::default()).unwrap()));
     let backend = |(weight, engine): &(usize, Engine)| {
-        format!(
-            r#"id: w{weight}, address: "{}", weight: {weight}"#,
-            engine.address()
-        )
+        format!(r#"id: w{weight}, address: "{}", weight: {weight}"#, engine.address())
     };
-    let world = World::with(Plan {
-        engines: vec![],
-        more: engines.iter().map(backend).collect(),
-        ..Plan::default()
-    })
-    .await;
+    let world =
+        World::with(Plan { engines: vec![], more: engines.iter().map(backend).collect(), ..Plan::default() })
+            .await;
     assert_eq!(chats(&world, 18).await, [200; 18]);
     assert_eq!(engines.map(|(_, engine)| engine.stats().served(CHAT)), [3, 6, 9]);
 }
@@ -33,11 +27,7 @@ async fn random_reaches_all() {
     let world = world(3, "policy: random", "").await;
     assert_eq!(chats(&world, 60).await, [200; 60]);
     // Missing one of three by chance has a probability of 3 * (2/3)^60, about 10^-10.
-    assert!(
-        world.received(CHAT).iter().all(|&count| count > 0),
-        "{:?}",
-        world.received(CHAT)
-    );
+    assert!(world.received(CHAT).iter().all(|&count| count > 0), "{:?}", world.received(CHAT));
 }
 
 #[tokio::test]

@@ -32,18 +32,11 @@ async fn an_early_status_is_tried_on_another_backend_with_the_whole_body() {
 /// Every body that engines have read is `body`, and there are `count` of them.
 fn assert_bodies(world: &World, body: &[u8], count: usize) {
     let expected = sha256(body);
-    let received: Vec<_> = world
-        .engines
-        .iter()
-        .flat_map(|engine| engine.received())
-        .collect();
+    let received: Vec<_> = world.engines.iter().flat_map(|engine| engine.received()).collect();
     assert_eq!(received.len(), count);
     for one in received {
         assert_eq!((one.body_bytes, &one.body_sha256), (body.len(), &expected));
-        assert_eq!(
-            one.header("content-length"),
-            Some(body.len().to_string().as_str())
-        );
+        assert_eq!(one.header("content-length"), Some(body.len().to_string().as_str()));
     }
 }
 
@@ -66,10 +59,7 @@ async fn a_backend_that_asks_for_a_pause_gets_it_and_the_client_is_told() {
     let world = world(2, "", "").await;
     let retry_after = Some(7);
     for engine in &world.engines {
-        engine.fail_always(Some(Fault::Status {
-            code: 503,
-            retry_after,
-        }));
+        engine.fail_always(Some(Fault::Status { code: 503, retry_after }));
     }
     let response = world.chat().await;
     assert_eq!(response.status(), 503);
@@ -88,19 +78,13 @@ async fn a_status_that_says_something_about_the_request_is_passed_on_at_once() {
 
 #[tokio::test]
 async fn a_status_that_is_not_configured_is_passed_on_at_once() {
-    assert_eq!(
-        tries_when_all_meet(&OVERLOADED, "retries: {on: [connect, 502]}").await,
-        (503, 1)
-    );
+    assert_eq!(tries_when_all_meet(&OVERLOADED, "retries: {on: [connect, 502]}").await, (503, 1));
 }
 
 #[tokio::test]
 async fn a_missed_first_byte_is_not_repeated_since_the_engine_is_at_work() {
     let short = "timeouts: {first_byte: 100ms}";
-    assert_eq!(
-        tries_when_all_meet(&Fault::StallBeforeResponse, short).await,
-        (504, 1)
-    );
+    assert_eq!(tries_when_all_meet(&Fault::StallBeforeResponse, short).await, (504, 1));
 }
 
 #[tokio::test]
@@ -168,10 +152,7 @@ async fn the_last_answer_passes_as_it_is() {
         r#"{"error":{"message":"injected fault","type":"InternalServerError","param":null,"code":503}}"#
     );
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["tries"], &entry["retried"]),
-        (&2.into(), &vec!["503"].into())
-    );
+    assert_eq!((&entry["tries"], &entry["retried"]), (&2.into(), &vec!["503"].into()));
 }
 
 #[tokio::test]
@@ -179,10 +160,7 @@ async fn a_connection_that_cannot_be_made_is_not_logged_as_repeated_when_it_was_
     let (_nobody, world) = one_down(0, "").await;
     assert_eq!(world.chat().await.status(), 502);
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["tries"], &entry["retried"]),
-        (&1.into(), &serde_json::json!([]))
-    );
+    assert_eq!((&entry["tries"], &entry["retried"]), (&1.into(), &serde_json::json!([])));
 }
 
 #[tokio::test]
@@ -191,11 +169,7 @@ async fn a_stale_connection_costs_no_request() {
     world.engines[0].fail_next(1, Fault::CloseIdle);
     assert_eq!(chats(&world, 6).await, [200; 6]);
     assert_eq!(retries(&world, "stale").to_string(), "1");
-    let served: u64 = world
-        .engines
-        .iter()
-        .map(|engine| engine.stats().served(CHAT))
-        .sum();
+    let served: u64 = world.engines.iter().map(|engine| engine.stats().served(CHAT)).sum();
     assert_eq!(served, 6, "each was answered once");
 }
 
@@ -223,10 +197,7 @@ async fn when_every_connection_is_stale_a_fresh_one_is_made() {
     assert_eq!(chats(&world, 3).await, [200; 3]);
     assert_eq!(retries(&world, "stale").to_string(), "2");
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["tries"], &entry["retried"]),
-        (&3.into(), &vec!["stale", "stale"].into())
-    );
+    assert_eq!((&entry["tries"], &entry["retried"]), (&3.into(), &vec!["stale", "stale"].into()));
 }
 
 #[tokio::test]

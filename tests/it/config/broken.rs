@@ -12,13 +12,8 @@ fn every_broken_file_is_told_what_is_wrong_in_one_line() {
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
         let file = path.file_name().unwrap().to_str().unwrap();
-        let expected = text
-            .lines()
-            .next()
-            .unwrap()
-            .strip_prefix("# expect: ")
-            .unwrap()
-            .replace("{file}", file);
+        let expected =
+            text.lines().next().unwrap().strip_prefix("# expect: ").unwrap().replace("{file}", file);
         let said = Config::parse(&text, file, &environment)
             .map_or_else(|error| error.to_string(), |_| format!("{file} is accepted"));
         if said != expected {
@@ -32,9 +27,7 @@ fn every_broken_file_is_told_what_is_wrong_in_one_line() {
 fn no_message_shows_a_secret_or_a_value_of_the_environment_or_breaks_the_line() {
     for path in yaml_files("tests/data/broken") {
         let text = std::fs::read_to_string(&path).unwrap();
-        let said = Config::parse(&text, "test.yaml", &environment)
-            .unwrap_err()
-            .to_string();
+        let said = Config::parse(&text, "test.yaml", &environment).unwrap_err().to_string();
         let secret = said.contains("do-not-show") || said.contains("do not show");
         assert!(!secret && !said.contains('\n'), "{}: {said}", path.display());
     }
@@ -59,20 +52,9 @@ fn an_empty_file_says_what_is_needed() {
 fn too_many_entries_are_counted() {
     let backend = |n| format!("{{id: b{n}, address: 'h:{n}'}}");
     let backends: Vec<_> = (1..=1025).map(backend).collect();
-    let said = refusal(&format!(
-        "clusters: [{{name: a, backends: [{}]}}]",
-        backends.join(", ")
-    ));
-    assert_eq!(
-        said,
-        "test.yaml:1: clusters[0].backends: 1025 entries are not allowed (1 to 1024)"
-    );
-    let routes: Vec<_> = (1..=1025)
-        .map(|n| format!("{{model: m{n}, cluster: llama}}"))
-        .collect();
+    let said = refusal(&format!("clusters: [{{name: a, backends: [{}]}}]", backends.join(", ")));
+    assert_eq!(said, "test.yaml:1: clusters[0].backends: 1025 entries are not allowed (1 to 1024)");
+    let routes: Vec<_> = (1..=1025).map(|n| format!("{{model: m{n}, cluster: llama}}")).collect();
     let said = refusal(&format!("{MINIMAL}routes: [{}]", routes.join(", ")));
-    assert_eq!(
-        said,
-        "test.yaml:2: routes: 1025 entries are not allowed (1 to 1024)"
-    );
+    assert_eq!(said, "test.yaml:2: routes: 1025 entries are not allowed (1 to 1024)");
 }

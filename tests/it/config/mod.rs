@@ -35,9 +35,7 @@ fn parse_with(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Config {
 }
 
 fn refusal(text: &str) -> String {
-    Config::parse(text, "test.yaml", &environment)
-        .unwrap_err()
-        .to_string()
+    Config::parse(text, "test.yaml", &environment).unwrap_err().to_string()
 }
 
 fn in_tree(path: &str) -> PathBuf {
@@ -46,10 +44,8 @@ fn in_tree(path: &str) -> PathBuf {
 
 fn yaml_files(folder: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(in_tree(folder)).unwrap();
-    let mut files: Vec<_> = entries
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file())
-        .collect();
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
     files.sort();
     files
 }

@@ -17,10 +17,9 @@ fn a_model_pattern_matches_names_globs_and_with_a_star_also_none() {
 
 #[test]
 fn a_route_takes_whole_segments_of_a_path() {
-    let routes = parse(&format!(
-        "{MINIMAL}routes: [{{path: /v1, model: a*, cluster: llama}}, {{cluster: llama}}]"
-    ))
-    .routes;
+    let routes =
+        parse(&format!("{MINIMAL}routes: [{{path: /v1, model: a*, cluster: llama}}, {{cluster: llama}}]"))
+            .routes;
     let first = |path, model| routes.iter().position(|route| route.takes(path, model));
     assert_eq!(first("/v1", Some("a")), Some(0));
     assert_eq!(first("/v1/models", Some("ab")), Some(0));

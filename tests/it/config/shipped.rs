@@ -71,21 +71,8 @@ fn every_shipped_file_can_be_loaded() {
     let lookup = shipped_environment(folder.path());
     let mut files = yaml_files("conf");
     files.extend(yaml_files("conf/examples"));
-    let names: BTreeSet<_> = files
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "api-keys.yaml",
-            "demo.yaml",
-            "kvway.yaml",
-            "tls.yaml",
-            "two-models.yaml"
-        ]
-        .into()
-    );
+    let names: BTreeSet<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["api-keys.yaml", "demo.yaml", "kvway.yaml", "tls.yaml", "two-models.yaml"].into());
     for path in files {
         let config = Config::load_with(&path, &lookup).unwrap_or_else(|error| panic!("{error}"));
         assert!(!config.to_yaml().contains("sk-shipped") && !format!("{config:?}").contains("sk-shipped"));
@@ -105,54 +92,31 @@ fn certificates_and_keys_are_tried_before_a_listener_needs_them() {
     let not_pem = folder.path().join("not.pem");
     std::fs::write(&not_pem, "not PEM").unwrap();
     let broken = folder.path().join("broken.pem");
-    std::fs::write(
-        &broken,
-        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    )
-    .unwrap();
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     let (other_key, not_pem) = (other_key.to_str().unwrap(), not_pem.to_str().unwrap());
     let broken = broken.to_str().unwrap();
 
     let tls = in_tree("conf/examples/tls.yaml");
     let said = |variable: &str, path: &str| {
         let lookup = |name: &str| {
-            if name == variable {
-                Some(path.to_owned())
-            } else {
-                lookup(name)
-            }
+            if name == variable { Some(path.to_owned()) } else { lookup(name) }
         };
         let error = Config::load_with(&tls, &lookup).unwrap_err();
-        assert!(
-            !error.message.contains(folder.path().to_str().unwrap()),
-            "{error}"
-        );
+        assert!(!error.message.contains(folder.path().to_str().unwrap()), "{error}");
         (error.line.unwrap(), error.key, error.message)
     };
     let (line, key, message) = said("KVWAY_TLS_CERTIFICATE", "/does/not/exist");
     assert_eq!((line, key.as_str()), (6, "listeners[0].tls.certificate"));
-    assert!(
-        message.ends_with(" cannot be read: No such file or directory (os error 2)"),
-        "{message}"
-    );
+    assert!(message.ends_with(" cannot be read: No such file or directory (os error 2)"), "{message}");
     let (line, key, message) = said("KVWAY_TLS_CERTIFICATE", not_pem);
     assert_eq!((line, key.as_str()), (6, "listeners[0].tls.certificate"));
-    assert!(
-        message.ends_with(" holds no certificate in PEM form"),
-        "{message}"
-    );
+    assert!(message.ends_with(" holds no certificate in PEM form"), "{message}");
     let (line, key, message) = said("KVWAY_TLS_KEY", not_pem);
     assert_eq!((line, key.as_str()), (7, "listeners[0].tls.key"));
-    assert!(
-        message.ends_with(" holds no private key in PEM form"),
-        "{message}"
-    );
+    assert!(message.ends_with(" holds no private key in PEM form"), "{message}");
     let (line, key, message) = said("KVWAY_TLS_KEY", other_key);
     assert_eq!((line, key.as_str()), (7, "listeners[0].tls.key"));
-    assert!(
-        message.contains(" does not fit the certificate ${KVWAY_TLS_CERTIFICATE:-"),
-        "{message}"
-    );
+    assert!(message.contains(" does not fit the certificate ${KVWAY_TLS_CERTIFICATE:-"), "{message}");
     let (line, key, message) = said("KVWAY_TLS_CLIENT_CA", broken);
     assert_eq!((line, key.as_str()), (8, "listeners[0].tls.client_ca"));
     assert!(message.contains(" holds an unusable certificate: "), "{message}");

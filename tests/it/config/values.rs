@@ -9,22 +9,11 @@ use super::{MINIMAL, environment, parse, refusal};
 
 #[test]
 fn durations_and_sizes_take_their_units() {
-    for (text, ms) in [
-        ("1ms", 1),
-        ("1500ms", 1500),
-        ("2s", 2000),
-        ("10m", 600_000),
-        ("1h30m", 5_400_000),
-    ] {
+    for (text, ms) in [("1ms", 1), ("1500ms", 1500), ("2s", 2000), ("10m", 600_000), ("1h30m", 5_400_000)] {
         let config = parse(&format!("timeouts: {{body: {text}}}\n{MINIMAL}"));
         assert_eq!(config.timeouts.body, Duration::from_millis(ms), "{text}");
     }
-    for (text, bytes) in [
-        ("2048", 2048),
-        ("64KiB", 65_536),
-        ("16 MiB", 16_777_216),
-        ("1GiB", 1 << 30),
-    ] {
+    for (text, bytes) in [("2048", 2048), ("64KiB", 65_536), ("16 MiB", 16_777_216), ("1GiB", 1 << 30)] {
         let config = parse(&format!("limits: {{body_bytes_max: {text}}}\n{MINIMAL}"));
         assert_eq!(config.limits.body_bytes_max, bytes, "{text}");
     }
@@ -32,47 +21,34 @@ fn durations_and_sizes_take_their_units() {
 
 #[test]
 fn hosts_may_be_addresses_or_names() {
-    for address in [
-        "10.0.0.1:1",
-        "[::1]:65535",
-        "vllm-0:8000",
-        "vllm_0.a.svc.cluster.local.:8000",
-        "0x.example:80",
-    ] {
+    for address in
+        ["10.0.0.1:1", "[::1]:65535", "vllm-0:8000", "vllm_0.a.svc.cluster.local.:8000", "0x.example:80"]
+    {
         let config = parse(&MINIMAL.replace("127.0.0.1:8000", &format!("'{address}'")));
         assert_eq!(config.clusters[0].backends[0].address, address);
     }
-    for address in [
-        "", ":1", "a", "a:", "a:+1", "a:65536", "a b:1", "-a:1", "a..b:1", "1.2.3:1", "[::1:1", "é:1",
-    ] {
+    for address in
+        ["", ":1", "a", "a:", "a:+1", "a:65536", "a b:1", "-a:1", "a..b:1", "1.2.3:1", "[::1:1", "é:1"]
+    {
         assert!(refusal(&MINIMAL.replace("127.0.0.1:8000", &format!("'{address}'"))).contains("host:port"));
     }
 }
 
 #[test]
 fn port_zero_may_be_listened_on_twice() {
-    let config = parse(&format!(
-        "listeners: [{{address: 127.0.0.1:0}}, {{address: 127.0.0.1:0}}]\n{MINIMAL}"
-    ));
+    let config =
+        parse(&format!("listeners: [{{address: 127.0.0.1:0}}, {{address: 127.0.0.1:0}}]\n{MINIMAL}"));
     assert_eq!(config.listeners.len(), 2);
 }
 
 #[test]
 fn null_turns_the_admin_listener_off() {
-    assert_eq!(
-        parse(&format!("admin: {{address: null}}\n{MINIMAL}"))
-            .admin
-            .address,
-        None
-    );
+    assert_eq!(parse(&format!("admin: {{address: null}}\n{MINIMAL}")).admin.address, None);
 }
 
 #[test]
 fn a_section_without_content_holds_its_defaults() {
-    assert_eq!(
-        parse(&format!("server:\ntimeouts: {{}}\nlog: # nothing\n{MINIMAL}")),
-        parse(MINIMAL)
-    );
+    assert_eq!(parse(&format!("server:\ntimeouts: {{}}\nlog: # nothing\n{MINIMAL}")), parse(MINIMAL));
 }
 
 #[test]

@@ -52,20 +52,13 @@ async fn a_request_writes_exactly_one_line_of_json() {
 
 #[tokio::test]
 async fn a_request_writes_exactly_one_line_of_text() {
-    let world = World::with(Plan {
-        access: "text",
-        ..Plan::default()
-    })
-    .await;
+    let world = World::with(Plan { access: "text", ..Plan::default() }).await;
     let answered = nasty(&world).await;
     let log = world.access_log_text().await;
     assert_harmless(&log, answered);
     for line in log.lines() {
         assert_eq!(line.matches(" status=404 ").count(), 1, "{line}");
         let model = line.split_once(" model=").unwrap().1;
-        assert!(
-            model.starts_with("\"m\\n"),
-            "what is not plain stands in quotes: {line}"
-        );
+        assert!(model.starts_with("\"m\\n"), "what is not plain stands in quotes: {line}");
     }
 }

@@ -15,10 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const CHAT: &str = "/v1/chat/completions";
-const OVERLOADED: Fault = Fault::Status {
-    code: 503,
-    retry_after: None,
-};
+const OVERLOADED: Fault = Fault::Status { code: 503, retry_after: None };
 
 async fn world(engines: usize, sections: &str) -> World {
     World::with(Plan {
@@ -49,11 +46,7 @@ async fn raw(world: &World, request: &[u8]) -> String {
 #[tokio::test]
 async fn a_stream_with_usage_is_told_with_its_tokens() {
     let (actor, world) = Actor::new("").await;
-    let request = world
-        .client
-        .post(world.url(CHAT))
-        .header("x-request-id", "stream-1")
-        .json(&stream_of(3));
+    let request = world.client.post(world.url(CHAT)).header("x-request-id", "stream-1").json(&stream_of(3));
     let (response, mut socket) = tokio::join!(request.send(), actor.start_stream());
     let mut response = response.unwrap();
     let usage = r#"data: {"choices":[],"usage":{"prompt_tokens":50,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":48}}}"#;
@@ -65,23 +58,11 @@ async fn a_stream_with_usage_is_told_with_its_tokens() {
     socket.write_all(b"0\r\n\r\n").await.unwrap();
     assert_eq!(response.chunk().await.unwrap(), None);
     world.idle().await;
-    let tokens = |kind: &str| {
-        count(
-            &world,
-            &format!(r#"tokens_total{{cluster="llama",kind="{kind}"}}"#),
-        )
-    };
-    assert_eq!(
-        (tokens("prompt"), tokens("cached"), tokens("completion")),
-        (50, 48, 3)
-    );
+    let tokens = |kind: &str| count(&world, &format!(r#"tokens_total{{cluster="llama",kind="{kind}"}}"#));
+    assert_eq!((tokens("prompt"), tokens("cached"), tokens("completion")), (50, 48, 3));
     let backend = r#"{backend="actor",cluster="llama"}"#;
     assert_eq!(count(&world, &format!("first_token_seconds_count{backend}")), 1);
-    assert_eq!(
-        count(&world, &format!("token_gap_seconds_count{backend}")),
-        4,
-        "five events, four gaps"
-    );
+    assert_eq!(count(&world, &format!("token_gap_seconds_count{backend}")), 4, "five events, four gaps");
     assert_eq!(count(&world, r#"requests_total{cluster="llama",code="200"}"#), 1);
     assert_eq!(count(&world, r#"request_seconds_count{cluster="llama"}"#), 1);
     let entry = world.last_entry().await;
@@ -113,15 +94,8 @@ async fn a_stream_with_usage_is_told_with_its_tokens() {
 
 #[tokio::test]
 async fn the_tokens_of_every_endpoint_are_counted() {
-    let engine = EngineOptions {
-        cached_tokens: true,
-        ..EngineOptions::default()
-    };
-    let world = World::with(Plan {
-        engines: vec![engine],
-        ..Plan::default()
-    })
-    .await;
+    let engine = EngineOptions { cached_tokens: true, ..EngineOptions::default() };
+    let world = World::with(Plan { engines: vec![engine], ..Plan::default() }).await;
     for (path, stream) in [
         (CHAT, false),
         (CHAT, true),
@@ -163,19 +137,13 @@ async fn a_retry_is_told_with_its_cause() {
         )
     };
     assert_eq!((tried(0, "503"), tried(1, "200")), (failed, 2));
-    assert_eq!(
-        count(&world, r#"retries_total{cause="503",cluster="llama"}"#),
-        failed
-    );
+    assert_eq!(count(&world, r#"retries_total{cause="503",cluster="llama"}"#), failed);
     assert_eq!(count(&world, r#"requests_total{cluster="llama",code="200"}"#), 2);
     assert_eq!(count(&world, r#"requests_total{cluster="llama",code="503"}"#), 0);
     let log = world.access_log().await;
     let repeated = log.iter().find(|entry| entry["tries"] == 2).unwrap();
     assert_eq!(repeated["retried"], json!(["503"]));
-    assert_eq!(
-        (&repeated["status"], &repeated["backend"]),
-        (&json!(200), &json!("vllm-1"))
-    );
+    assert_eq!((&repeated["status"], &repeated["backend"]), (&json!(200), &json!("vllm-1")));
 }
 
 #[tokio::test]
@@ -220,12 +188,7 @@ async fn a_client_that_left_is_told_by_what_it_had_been_sent() {
     let log = world.access_log().await;
     let told: Vec<_> = log
         .iter()
-        .map(|entry| {
-            (
-                entry["status"].as_u64().unwrap(),
-                entry["outcome"].as_str().unwrap(),
-            )
-        })
+        .map(|entry| (entry["status"].as_u64().unwrap(), entry["outcome"].as_str().unwrap()))
         .collect();
     assert_eq!(told, [(499, "client_gone"), (200, "client_gone")]);
     assert_eq!(log[0]["answer_bytes"], 0);
@@ -257,19 +220,13 @@ async fn the_state_and_the_gauges_show_what_runs() {
         let backend = r#"{backend="vllm-0",cluster="llama"}"#;
         assert_eq!(count(&world, &format!("backend_healthy{backend}")), 1);
         assert_eq!(count(&world, &format!("backend_requests_in_flight{backend}")), 1);
-        assert_eq!(
-            count(&world, &format!("backend_pending_prompt_bytes{backend}")),
-            bytes
-        );
+        assert_eq!(count(&world, &format!("backend_pending_prompt_bytes{backend}")), bytes);
         let gauges = ["buffered_bytes", "requests_in_flight", "connections"];
         assert_eq!(gauges.map(|name| count(&world, name)), [bytes, 1, 1]);
         let state = world.app.admin().respond(&http::Method::GET, "/state", None);
         let state: Value = serde_json::from_slice(state.body()).unwrap();
         let backend = &state["clusters"][0]["backends"][0];
-        assert_eq!(
-            (&state["requests_in_flight"], &backend["id"]),
-            (&json!(1), &json!("vllm-0"))
-        );
+        assert_eq!((&state["requests_in_flight"], &backend["id"]), (&json!(1), &json!("vllm-0")));
         assert_eq!(backend["pending_prompt_bytes"], json!(bytes));
         gate.release();
     };
@@ -281,13 +238,9 @@ async fn the_state_and_the_gauges_show_what_runs() {
 async fn the_id_of_the_answer_is_the_one_in_the_log() {
     let world = world(1, "limits: {body_bytes_max: 1KiB}").await;
     let mut ids = Vec::new();
-    for (given, bytes) in [
-        (None, 1),
-        (Some("mine-1"), 1),
-        (Some("not \"harmless\""), 1),
-        (Some("mine-2"), 5000),
-        (None, 5000),
-    ] {
+    for (given, bytes) in
+        [(None, 1), (Some("mine-1"), 1), (Some("not \"harmless\""), 1), (Some("mine-2"), 5000), (None, 5000)]
+    {
         let mut request = world.client.post(world.url(CHAT)).json(&chat(&"x".repeat(bytes)));
         if let Some(id) = given {
             request = request.header("x-request-id", id);
@@ -300,10 +253,7 @@ async fn the_id_of_the_answer_is_the_one_in_the_log() {
         ids.push(id);
     }
     let log = world.access_log().await;
-    let logged: Vec<&str> = log
-        .iter()
-        .map(|entry| entry["request_id"].as_str().unwrap())
-        .collect();
+    let logged: Vec<&str> = log.iter().map(|entry| entry["request_id"].as_str().unwrap()).collect();
     assert_eq!(logged, ids);
     assert!(ids.iter().all(|id| !id.contains('"')));
 }
@@ -325,10 +275,8 @@ async fn the_bytes_of_every_answer_are_logged() {
         bytes.push(count);
     }
     let log = world.access_log().await;
-    let logged: Vec<usize> = log
-        .iter()
-        .map(|entry| entry["answer_bytes"].as_u64().unwrap().try_into().unwrap())
-        .collect();
+    let logged: Vec<usize> =
+        log.iter().map(|entry| entry["answer_bytes"].as_u64().unwrap().try_into().unwrap()).collect();
     assert_eq!(logged, bytes);
     assert!(log.iter().all(|entry| entry["answer_bytes"] != 0));
 }
@@ -346,15 +294,9 @@ async fn nothing_that_a_client_or_a_backend_says_makes_a_series_of_its_own() {
         world.engines[0].fail_next_on(
             &format!("/v1/path-{number}"),
             1,
-            Fault::Status {
-                code,
-                retry_after: Some(1),
-            },
+            Fault::Status { code, retry_after: Some(1) },
         );
-        let request = world
-            .client
-            .post(world.url(&format!("/v1/path-{number}")))
-            .body(body);
+        let request = world.client.post(world.url(&format!("/v1/path-{number}"))).body(body);
         assert_eq!(request.send().await.unwrap().status(), code);
     }
     world.idle().await;

@@ -10,13 +10,7 @@ const QUERY: &str = "query-3b88";
 /// A request that carries every secret.
 fn request(world: &World, path: &str, body: String) -> reqwest::RequestBuilder {
     let url = world.url(&format!("{path}?token={QUERY}"));
-    world
-        .client
-        .post(url)
-        .bearer_auth(KEY)
-        .header("cookie", KEY)
-        .header("x-api-key", KEY)
-        .body(body)
+    world.client.post(url).bearer_auth(KEY).header("cookie", KEY).header("x-api-key", KEY).body(body)
 }
 
 fn prompt() -> Value {
@@ -65,10 +59,7 @@ async fn backends_answer_and_fail(world: &World) {
     let mut stream = stream_of(5);
     stream["messages"] = prompt()["messages"].take();
     assert_eq!(status(request(world, CHAT, stream.to_string())).await, 200);
-    let limited = Fault::Status {
-        code: 429,
-        retry_after: Some(1),
-    };
+    let limited = Fault::Status { code: 429, retry_after: Some(1) };
     for (expected, fault) in [
         (503, OVERLOADED),
         (429, limited),
@@ -100,10 +91,7 @@ async fn gateway_refuses(world: &World) {
         (404, request(world, CHAT, unknown.to_string())),
         (404, request(world, "/v2/x", prompt().to_string())),
         (413, request(world, CHAT, PROMPT.repeat(5000))),
-        (
-            431,
-            request(world, CHAT, prompt().to_string()).header("x-long", KEY.repeat(1000)),
-        ),
+        (431, request(world, CHAT, prompt().to_string()).header("x-long", KEY.repeat(1000))),
     ] {
         assert_eq!(status(request).await, expected);
     }

@@ -8,27 +8,15 @@ async fn silence_in_the_middle_of_a_stream_ends_it() {
     let mut response = post(&world, 10).await;
     read_events(&mut response, 3).await;
     assert!(response.chunk().await.is_err(), "the end is not a regular one");
-    until(|| {
-        world
-            .engines
-            .iter()
-            .any(|engine| engine.stats().cancelled(CHAT) == 1)
-    })
-    .await;
+    until(|| world.engines.iter().any(|engine| engine.stats().cancelled(CHAT) == 1)).await;
     assert_eq!(tries(&world), 1);
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["status"], &entry["outcome"]),
-        (&200.into(), &"deadline".into())
-    );
+    assert_eq!((&entry["status"], &entry["outcome"]), (&200.into(), &"deadline".into()));
 }
 
 #[tokio::test]
 async fn a_stream_that_takes_too_long_as_a_whole_is_ended() {
-    let sse = SseOptions {
-        gap: Duration::from_millis(5),
-        ..SseOptions::default()
-    };
+    let sse = SseOptions { gap: Duration::from_millis(5), ..SseOptions::default() };
     let world = world(sse, "timeouts: {first_byte: 500ms, total: 500ms}").await;
     let response = post(&world, 100_000).await;
     assert_eq!(response.status(), 200);
@@ -39,11 +27,7 @@ async fn a_stream_that_takes_too_long_as_a_whole_is_ended() {
 
 #[tokio::test]
 async fn the_total_holds_before_the_first_byte_too() {
-    let world = failing(
-        &Fault::StallBeforeResponse,
-        "timeouts: {first_byte: 150ms, total: 150ms}",
-    )
-    .await;
+    let world = failing(&Fault::StallBeforeResponse, "timeouts: {first_byte: 150ms, total: 150ms}").await;
     let response = world.chat().await;
     assert_eq!(response.status(), 504);
     assert_eq!(tries(&world), 1);

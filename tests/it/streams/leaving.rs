@@ -61,10 +61,7 @@ async fn after_some_events_over_http2_stops_the_engine_and_spares_the_neighbour(
 
 #[tokio::test]
 async fn in_the_middle_of_a_running_stream_stops_the_engine() {
-    let sse = SseOptions {
-        gap: Duration::from_millis(1),
-        ..SseOptions::default()
-    };
+    let sse = SseOptions { gap: Duration::from_millis(1), ..SseOptions::default() };
     let world = world(sse, "").await;
     let mut response = post(&world, 100_000).await;
     read_events(&mut response, 10).await;
@@ -78,17 +75,11 @@ async fn while_a_second_try_runs_stops_that_engine() {
     let (code, retry_after) = (503, None);
     world.engines[0].fail_always(Some(Fault::Status { code, retry_after }));
     let gate = world.engines[1].hold_headers();
-    let clients = [
-        raw_chat(&world, &stream_of(5)).await,
-        raw_chat(&world, &stream_of(5)).await,
-    ];
+    let clients = [raw_chat(&world, &stream_of(5)).await, raw_chat(&world, &stream_of(5)).await];
     gate.waiting(2).await;
     drop(clients);
     world.engines[1].until(|stats| stats.cancelled(CHAT) == 2).await;
     let log = world.access_log().await;
-    assert!(
-        log.iter().all(|entry| entry["outcome"] == "client_gone"),
-        "{log:?}"
-    );
+    assert!(log.iter().all(|entry| entry["outcome"] == "client_gone"), "{log:?}");
     assert!(log.iter().any(|entry| entry["tries"] == 2), "{log:?}");
 }

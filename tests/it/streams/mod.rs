@@ -82,10 +82,7 @@ pub(crate) fn h2_chat(client: &mut Http2, body: &Value) -> ResponseFuture {
 async fn raw_chat(world: &World, body: &Value) -> TcpStream {
     let mut socket = TcpStream::connect(world.address).await.unwrap();
     let body = body.to_string();
-    let head = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n\r\n", body.len());
     socket.write_all((head + &body).as_bytes()).await.unwrap();
     socket
 }
@@ -93,10 +90,7 @@ async fn raw_chat(world: &World, body: &Value) -> TcpStream {
 /// One engine with these options.
 async fn world(sse: SseOptions, sections: &str) -> World {
     World::with(Plan {
-        engines: vec![EngineOptions {
-            sse,
-            ..EngineOptions::default()
-        }],
+        engines: vec![EngineOptions { sse, ..EngineOptions::default() }],
         sections: sections.to_owned(),
         ..Plan::default()
     })
@@ -105,11 +99,7 @@ async fn world(sse: SseOptions, sections: &str) -> World {
 
 /// Two engines that both meet `fault`.
 async fn failing(fault: &Fault, sections: &str) -> World {
-    let world = World::with(Plan {
-        sections: sections.to_owned(),
-        ..Plan::default()
-    })
-    .await;
+    let world = World::with(Plan { sections: sections.to_owned(), ..Plan::default() }).await;
     for engine in &world.engines {
         engine.fail_always(Some(fault.clone()));
     }

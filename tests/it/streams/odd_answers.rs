@@ -8,11 +8,7 @@ async fn answering(bytes: &'static str, sections: &str) -> World {
 
 #[tokio::test]
 async fn an_answer_that_ends_with_its_connection_is_complete() {
-    let world = answering(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nall there is",
-        "",
-    )
-    .await;
+    let world = answering("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nall there is", "").await;
     assert_eq!(world.chat().await.text().await.unwrap(), "all there is");
     assert_eq!(world.last_entry().await["outcome"], "complete");
 }
@@ -28,10 +24,7 @@ async fn an_interim_answer_passes_before_the_final_one() {
     assert_eq!(response.status(), 200);
     assert_eq!(response.text().await.unwrap(), "ok");
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["status"], &entry["outcome"]),
-        (&200.into(), &"complete".into())
-    );
+    assert_eq!((&entry["status"], &entry["outcome"]), (&200.into(), &"complete".into()));
 }
 
 #[tokio::test]
@@ -47,30 +40,23 @@ async fn after_an_interim_answer_another_backend_may_still_be_tried() {
 
 #[tokio::test]
 async fn a_switch_of_protocols_that_nobody_asked_for_is_no_answer() {
-    let world = answering(
-        "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello",
-        "",
-    )
-    .await;
+    let world =
+        answering("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello", "")
+            .await;
     assert_eq!(world.chat().await.status(), 502);
     assert_eq!(tries(&world), 1);
 }
 
 #[tokio::test]
 async fn an_answer_of_our_own_is_whole_over_http2() {
-    for (fault, status, code) in [
-        (Fault::Garbage, 502, "backend_failed"),
-        (Fault::StallBeforeResponse, 504, "backend_timeout"),
-    ] {
+    for (fault, status, code) in
+        [(Fault::Garbage, 502, "backend_failed"), (Fault::StallBeforeResponse, 504, "backend_timeout")]
+    {
         let world = failing(&fault, "timeouts: {first_byte: 100ms}").await;
         let mut client = Http2::connect(world.address).await;
         let response = h2_chat(&mut client, &stream_of(1)).await.unwrap();
         assert_eq!(response.status(), status);
-        let length: usize = response.headers()["content-length"]
-            .to_str()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let length: usize = response.headers()["content-length"].to_str().unwrap().parse().unwrap();
         let (mut stream, mut body) = (response.into_body(), Vec::new());
         while let Some(data) = stream.data().await {
             body.extend_from_slice(&data.unwrap());

@@ -79,10 +79,7 @@ async fn a_client_that_never_reads_is_cut_off_and_the_engine_stopped() {
     let data = chunk(&vec![b'x'; 65_536]);
     while socket.write_all(&data).await.is_ok() {}
     let entry = world.last_entry().await;
-    assert_eq!(
-        (&entry["status"], &entry["outcome"]),
-        (&200.into(), &"client_gone".into())
-    );
+    assert_eq!((&entry["status"], &entry["outcome"]), (&200.into(), &"client_gone".into()));
 }
 
 #[tokio::test]

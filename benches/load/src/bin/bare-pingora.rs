@@ -43,10 +43,7 @@ impl ProxyHttp for Balancer {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let configuration = ServerConf {
-        threads: 1,
-        ..ServerConf::default()
-    };
+    let configuration = ServerConf { threads: 1, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, configuration);
     server.bootstrap();
     let balancer = Balancer(LoadBalancer::try_from_iter(arguments.backends)?);
