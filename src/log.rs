@@ -4,8 +4,9 @@ use crate::config::{AccessLog, Level, Log};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-/// Unless everything is asked for: errors of single requests are in the access log, and of an upgrade we tell ourselves.
-const TOLD_ELSEWHERE: &str = "pingora_proxy=off,pingora_core::server::transfer_fd=off";
+/// Unless everything is asked for: errors of single requests are in the access log, and of health and upgrades we tell ourselves.
+const TOLD_ELSEWHERE: &str =
+    "pingora_proxy=off,pingora_load_balancing=off,pingora_core::server::transfer_fd=off";
 /// What libraries tell below a warning is for who develops them.
 const LIBRARIES: &str = "pingora_core=warn,h2=warn,hyper=warn,reqwest=warn,rustls=warn";
 

@@ -8,6 +8,7 @@ use crate::state::fleet::{Backend, Fleet, Index};
 use async_trait::async_trait;
 use futures::future::join_all;
 use http::Extensions;
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
@@ -85,9 +86,23 @@ async fn resolve(cluster: &str, backend: &Backend) {
     }
 }
 
+/// The check of one backend, and why it failed last.
+struct Check {
+    check: HttpHealthCheck,
+    last_failure: Mutex<String>,
+}
+
+/// A failure in a few words, without an address.
+fn failure(error: &Error) -> String {
+    match error.etype() {
+        ErrorType::CustomCode(_, status) => format!("status {status}"),
+        other => other.as_str().to_owned(),
+    }
+}
+
 struct FleetCheck {
     fleet: Arc<Fleet>,
-    checks: Vec<HttpHealthCheck>,
+    checks: Vec<Check>,
     timeout: Duration,
     failures: usize,
     successes: usize,
@@ -101,7 +116,7 @@ impl FleetCheck {
             let path =
                 health.path.parse().map_err(|_| Error::explain(ErrorType::InternalError, "health.path"))?;
             check.req.set_uri(path);
-            Ok(check)
+            Ok(Check { check, last_failure: Mutex::default() })
         };
         Ok(Self {
             fleet: Arc::clone(fleet),
@@ -125,20 +140,33 @@ impl FleetCheck {
 impl HealthCheck for FleetCheck {
     async fn check(&self, target: &Target) -> Result<()> {
         let check = Self::index(target).and_then(|index| self.checks.get(index));
-        let check = check.ok_or_else(|| Error::explain(ErrorType::InternalError, "unknown backend"))?;
+        let Check { check, last_failure } =
+            check.ok_or_else(|| Error::explain(ErrorType::InternalError, "unknown backend"))?;
         let elapsed = |_| Error::explain(ErrorType::ReadTimedout, "health check");
-        timeout(self.timeout, check.check(target)).await.map_err(elapsed)?
+        let outcome = timeout(self.timeout, check.check(target)).await.map_err(elapsed).flatten();
+        if let Err(error) = &outcome {
+            *last_failure.lock() = failure(error);
+        }
+        outcome
     }
 
     async fn health_status_change(&self, target: &Target, healthy: bool) {
-        if let Some(backend) = self.backend(target) {
-            backend.set_healthy(healthy);
+        let Some(backend) = self.backend(target) else { return };
+        backend.set_healthy(healthy);
+        let (cluster, backend) = (&self.fleet.cluster, &backend.id);
+        if healthy {
+            tracing::info!(cluster, backend, "a backend is healthy again");
+        } else {
+            let last_failure = Self::index(target)
+                .and_then(|index| self.checks.get(index))
+                .map(|check| check.last_failure.lock().clone());
+            tracing::warn!(
+                cluster,
+                backend,
+                last_failure,
+                "a backend is unhealthy and gets no more requests"
+            );
         }
-    }
-
-    fn backend_summary(&self, target: &Target) -> String {
-        let id = self.backend(target).map_or("unknown", |backend| backend.id.as_str());
-        format!("[health] backend {id} of cluster {}", self.fleet.cluster)
     }
 
     fn health_threshold(&self, success: bool) -> usize {
