@@ -262,11 +262,11 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        ctx.prepare_upstream(session, request)
+        ctx.prepare_upstream(request)
     }
 
     async fn upstream_response_filter(

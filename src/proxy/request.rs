@@ -156,7 +156,7 @@ impl RequestCtx {
     ///
     /// # Errors
     /// See [`super::upstream::Upstream::prepare`].
-    pub fn prepare_upstream(&self, _session: &Session, request: &mut RequestHeader) -> Result<()> {
+    pub fn prepare_upstream(&self, request: &mut RequestHeader) -> Result<()> {
         let client =
             Client { address: self.client, tls: self.tls, request_id: &self.id, body_bytes: self.body_bytes };
         let upstream = self
