@@ -202,7 +202,12 @@ fn row(cells: [&str; 8]) -> String {
 }
 
 fn chat(text: &str, stream: bool) -> Value {
-    json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": stream})
+    let mut body =
+        json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": stream});
+    if stream {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    body
 }
 
 fn say(text: &str) {

@@ -4,6 +4,7 @@
 mod client;
 mod command_line;
 mod crash;
+mod demo;
 mod gateway;
 mod memory;
 mod openai_client;
