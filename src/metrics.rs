@@ -39,7 +39,7 @@ pub struct Metrics {
     pub retries_refused: IntCounterVec,
     /// Requests that were answered by the gateway itself instead of a backend.
     pub rejected: IntCounterVec,
-    /// Connections that were closed because of a limit.
+    /// Connections that were closed before a request was understood.
     pub connections_refused: IntCounterVec,
     /// Access log lines that did not fit the buffer.
     pub access_log_dropped: IntCounter,
@@ -152,7 +152,7 @@ impl Metrics {
             )?,
             connections_refused: make.counters(
                 "connections_refused_total",
-                "Connections closed because of a limit.",
+                "Connections closed before a request was understood: a limit, or a malformed header.",
                 &["reason"],
             )?,
             access_log_dropped: make

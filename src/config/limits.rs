@@ -140,7 +140,7 @@ pub struct Retries {
     /// Tries in total; 1 = no retries.
     #[serde(deserialize_with = "values::integer::<1, 10, _>")]
     pub tries_max: usize,
-    /// Retries are at most this share of recent requests.
+    /// Retries are at most this share of recent requests; those after failed connects do not count.
     #[serde(deserialize_with = "values::ratio")]
     pub budget_ratio: f64,
     /// What is retried; always before the first byte of a response.

@@ -2,7 +2,7 @@
 //!
 //! Wraps the stream that [`super::guard`] hands to Pingora, whose own timeouts count from read to read and would let a
 //! client drip for ever. The spine tells when a request has begun and ended; in between every read passes untouched, and
-//! HTTP/2 passes altogether (it has limits of its own). Refusals are answered with 408, 414 or 431 and a close.
+//! HTTP/2 passes altogether (it has limits of its own). Refusals are answered with 400, 405, 408, 414 or 431 and a close.
 
 use super::reject::Reject;
 use crate::config::{Limits, Timeouts};
@@ -269,8 +269,22 @@ impl Peek for Connection {
 // From here on the inner stream answers.
 
 impl AsyncWrite for Connection {
+    /// As the inner stream; but what Pingora itself says to a header that is none, an empty 400 or 405 before the spine
+    /// hears of the request, is replaced by an answer of ours and counted.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        if this.phase == Phase::Header && !*this.in_request.get_mut() && !*this.request_ended.get_mut() {
+            let reject = if buf.starts_with(b"HTTP/1.1 405 ") {
+                Reject::method_not_allowed()
+            } else {
+                Reject::bad_request("The request header is malformed.")
+            };
+            this.refuse(cx, &reject);
+        }
+        if this.phase == Phase::Refused {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut this.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -87,6 +87,12 @@ impl Reject {
         Self::new(StatusCode::REQUEST_TIMEOUT, "header_timeout", "The request header did not arrive in time.")
     }
 
+    /// The request's method is not served.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This method is not served here.")
+    }
+
     /// The request's framing or target is not acceptable.
     #[must_use]
     pub fn bad_request(message: &'static str) -> Self {

@@ -1,6 +1,6 @@
 //! Connections over real sockets: what may come before a request, how many there may be, and what they share.
 
-use crate::clients::Http1;
+use crate::clients::{Answer, Http1};
 use crate::world::{Plan, World, within};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -231,6 +231,12 @@ async fn two_framings_of_one_body_are_never_followed_by_another_request() {
     assert_eq!((&received[0].body[..], received[0].framing), (&b"{}"[..], mocks::Framing::ContentLength));
 }
 
+/// The answer has this status, and the shape of the API's errors.
+fn assert_refusal(answer: &Answer, status: u16, code: &str) {
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    assert_eq!((answer.status, &body["error"]["code"]), (status, &code.into()), "{answer:?}");
+}
+
 #[tokio::test]
 async fn a_request_that_is_none_is_answered_400() {
     let world = World::new().await;
@@ -245,7 +251,7 @@ async fn a_request_that_is_none_is_answered_400() {
     ] {
         let mut client = Http1::connect(world.address).await;
         client.send(bad).await;
-        assert_eq!(client.answer().await.status, 400, "{bad:?}");
+        assert_refusal(&client.answer().await, 400, "bad_request");
         client.ends().await;
     }
     assert!(world.engines.iter().all(|engine| engine.received().is_empty()));
@@ -282,8 +288,9 @@ async fn connect_is_answered_405() {
     let world = World::new().await;
     let mut client = Http1::connect(world.address).await;
     client.send("CONNECT gateway:443 HTTP/1.1\r\nHost: gateway:443\r\n\r\n").await;
-    assert_eq!(client.answer().await.status, 405);
+    assert_refusal(&client.answer().await, 405, "method_not_allowed");
     client.ends().await;
+    assert!((refused(&world, "method_not_allowed") - 1.0).abs() < f64::EPSILON);
 }
 
 #[tokio::test]
