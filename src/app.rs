@@ -14,6 +14,7 @@ use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
+use crate::proxy::peer::Rules;
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
@@ -247,7 +248,7 @@ impl App {
             });
             json!({
                 "name": cluster.name(),
-                "policy": cluster.policy,
+                "policy": cluster.rules.policy,
                 "backends": backends.collect::<Vec<_>>(),
             })
         });
@@ -403,9 +404,18 @@ fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) 
     let of_backend =
         |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
     Ok(Cluster {
-        policy: cluster.policy,
+        rules: Rules {
+            policy: cluster.policy,
+            balancing: cluster.balancing(),
+            preferred_in_flight_max: cluster.kvcache.preferred_in_flight_max,
+        },
         hash_header: cluster.hash_header.clone(),
-        balancer: Arc::new(Balancer::new(cluster.policy, backends, cluster.health.period, resolve_period)),
+        balancer: Arc::new(Balancer::new(
+            cluster.balancing(),
+            backends,
+            cluster.health.period,
+            resolve_period,
+        )),
         upstreams,
         metrics: metrics.cluster(&cluster.name),
         backend_metrics: cluster.backends.iter().map(of_backend).collect(),

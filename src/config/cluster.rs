@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
+use super::kvcache::KvCache;
 use super::names;
 use super::secret::Secret;
 use super::values::{self, DAY_MS};
@@ -20,6 +21,9 @@ pub struct Cluster {
     /// The rule that chooses a backend.
     #[serde(default)]
     pub policy: Policy,
+    /// The rule where `lmcache_only` has no backend to prefer; without effect under any other policy.
+    #[serde(default)]
+    pub fallback: Balancing,
     /// The backends, at least one.
     pub backends: Vec<Backend>,
     /// The health check.
@@ -39,6 +43,12 @@ pub struct Cluster {
         serialize_with = "values::write_duration"
     )]
     pub models_period: Duration,
+    /// Whether answers carry `x-kvway-decision`: the backend chosen, and why.
+    #[serde(default)]
+    pub decision_header: bool,
+    /// What is known and done about the engines' KV caches.
+    #[serde(default)]
+    pub kvcache: KvCache,
 }
 
 /// The rule that chooses a backend.
@@ -54,6 +64,37 @@ pub enum Policy {
     ConsistentHash,
     /// The backend with the fewest requests in flight.
     LeastRequests,
+    /// The backend at which LMCache has the most of the prompt, else as `fallback` says.
+    LmcacheOnly,
+}
+
+/// The rule that chooses a backend where nothing is known of caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balancing {
+    /// As [`Policy::RoundRobin`].
+    #[default]
+    RoundRobin,
+    /// As [`Policy::Random`].
+    Random,
+    /// As [`Policy::ConsistentHash`].
+    ConsistentHash,
+    /// As [`Policy::LeastRequests`].
+    LeastRequests,
+}
+
+impl Cluster {
+    /// The rule by which Pingora's own balancer, or the books, choose: the policy, or its fallback.
+    #[must_use]
+    pub fn balancing(&self) -> Balancing {
+        match self.policy {
+            Policy::RoundRobin => Balancing::RoundRobin,
+            Policy::Random => Balancing::Random,
+            Policy::ConsistentHash => Balancing::ConsistentHash,
+            Policy::LeastRequests => Balancing::LeastRequests,
+            Policy::LmcacheOnly => self.fallback,
+        }
+    }
 }
 
 /// An engine.
@@ -69,6 +110,9 @@ pub struct Backend {
     /// The share of requests relative to the other backends.
     #[serde(default = "one", deserialize_with = "values::integer::<1, 1000, _>")]
     pub weight: usize,
+    /// The name by which LMCache knows it; `None` = its `id`.
+    #[serde(default, deserialize_with = "names::optional::<_, names::ShortText, _>")]
+    pub lmcache_instance_id: Option<String>,
     /// The key that the backend asks for, sent as a bearer token.
     #[serde(default)]
     pub api_key: Option<Secret>,

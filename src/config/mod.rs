@@ -19,6 +19,7 @@
 mod check;
 mod cluster;
 mod error;
+mod kvcache;
 mod limits;
 mod names;
 mod pem;
@@ -35,8 +36,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use cluster::{Backend, BackendTls, Cluster, Health, Policy};
+pub use cluster::{Backend, BackendTls, Balancing, Cluster, Health, Policy};
 pub use error::ConfigError;
+pub use kvcache::{CacheStrategy, CircuitBreaker, EvictWith, KvCache, LmcacheApi, Retry, TokenCache};
 pub use limits::{Limits, Retries, RetryOn, Timeouts};
 pub use route::{ModelPattern, Route};
 pub use secret::Secret;

@@ -54,6 +54,7 @@ readable!(ListenAddress, SocketAddr, listen_address);
 readable!(FilePath, PathBuf, path);
 readable!(Header, HeaderName, header_name);
 readable!(Host, String, host);
+readable!(ShortText, String, short_text);
 
 /// An address to listen on. Port 0 lets the system choose.
 pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
@@ -82,6 +83,13 @@ pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error>
         let fits = (1..=64).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         fits.then(|| text.to_owned())
+    })
+}
+
+/// A name in the words of another system, or nothing.
+pub(super) fn short_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    text(d, "at most 256 bytes without control characters", |text| {
+        (text.len() <= 256 && !text.chars().any(char::is_control)).then(|| text.to_owned())
     })
 }
 

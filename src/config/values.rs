@@ -13,7 +13,9 @@ pub(super) const KIB: usize = 1 << 10;
 pub(super) const MIB: usize = 1 << 20;
 pub(super) const GIB: usize = 1 << 30;
 pub(super) const SECOND_MS: u64 = 1000;
-pub(super) const DAY_MS: u64 = 24 * 3600 * SECOND_MS;
+pub(super) const MINUTE_MS: u64 = 60 * SECOND_MS;
+pub(super) const HOUR_MS: u64 = 60 * MINUTE_MS;
+pub(super) const DAY_MS: u64 = 24 * HOUR_MS;
 
 const SIZES: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 const DURATIONS: [(&str, u64); 4] =
@@ -72,6 +74,17 @@ pub(super) fn ratio<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
         _ => None,
     };
     d.deserialize_any(Scalar { allowed: "0.0 to 1.0".to_owned(), read })
+}
+
+/// How many times as much.
+pub(super) fn factor<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    const MAX: f64 = 1000.0;
+    let read = |written: Written<'_>| match written {
+        Written::Integer(n) => u32::try_from(n).ok().map(f64::from).filter(|n| *n <= MAX),
+        Written::Decimal(n) => Some(n).filter(|n| (0.0..=MAX).contains(n)),
+        Written::Text(_) => None,
+    };
+    d.deserialize_any(Scalar { allowed: "0.0 to 1000.0".to_owned(), read })
 }
 
 /// A number of bytes within bounds: `16MiB`, `64KiB`, `1GiB` or a plain number.

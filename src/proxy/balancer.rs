@@ -3,7 +3,7 @@
 //! Asked by the spine for its pick; run by `background` as the service that resolves names and checks health. It holds
 //! the selection's own state (the turn, the ring) and nothing of ours.
 
-use crate::config::Policy;
+use crate::config::Balancing;
 use crate::state::fleet::Index;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
@@ -39,20 +39,20 @@ where
 }
 
 impl Balancer {
-    /// The selection that `policy` needs, over `backends`; names are resolved again every `resolve_period`.
+    /// The selection that `balancing` needs, over `backends`; names are resolved again every `resolve_period`.
     #[must_use]
     pub fn new(
-        policy: Policy,
+        balancing: Balancing,
         backends: Backends,
         health_period: Duration,
         resolve_period: Option<Duration>,
     ) -> Self {
-        match policy {
-            Policy::RoundRobin | Policy::LeastRequests => {
+        match balancing {
+            Balancing::RoundRobin | Balancing::LeastRequests => {
                 Self::RoundRobin(running(backends, health_period, resolve_period))
             }
-            Policy::Random => Self::Random(running(backends, health_period, resolve_period)),
-            Policy::ConsistentHash => Self::Consistent(running(backends, health_period, resolve_period)),
+            Balancing::Random => Self::Random(running(backends, health_period, resolve_period)),
+            Balancing::ConsistentHash => Self::Consistent(running(backends, health_period, resolve_period)),
         }
     }
 

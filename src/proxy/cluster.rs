@@ -3,9 +3,10 @@
 //! Built by `app`, shared by all requests. Holds no state of its own.
 
 use super::balancer::Balancer;
-use super::peer::{self, Candidate, Peer};
+use super::hint::Hint;
+use super::peer::{self, Candidate, Peer, Rules};
 use super::upstream::Upstream;
-use crate::config::Policy;
+use crate::config::Balancing;
 use crate::metrics::{BackendMetrics, ClusterMetrics};
 use crate::state::fleet::Fleet;
 use http::HeaderName;
@@ -18,7 +19,7 @@ const DRAWS_PER_BACKEND: usize = 8;
 /// A cluster and all that a try at one of its backends needs.
 pub struct Cluster {
     /// How a backend is chosen.
-    pub policy: Policy,
+    pub rules: Rules,
     /// The header whose value `consistent_hash` goes by; without it the client's address.
     pub hash_header: Option<HeaderName>,
     /// The backends and their books.
@@ -62,10 +63,10 @@ impl Cluster {
         if fresh.is_empty() && same_allowed { healthy(false) } else { fresh }
     }
 
-    /// What `consistent_hash` goes by; empty under the other policies.
+    /// What `consistent_hash` goes by; empty where nothing is hashed.
     #[must_use]
     pub fn hash_key(&self, session: &Session) -> Vec<u8> {
-        if self.policy != Policy::ConsistentHash {
+        if self.rules.balancing != Balancing::ConsistentHash {
             return Vec::new();
         }
         let header = self.hash_header.as_ref().and_then(|name| session.req_header().headers.get(name));
@@ -79,10 +80,10 @@ impl Cluster {
 
     /// Chooses the backend of a try.
     #[must_use]
-    pub fn choose(&self, candidates: &[Candidate], hash_key: &[u8]) -> Option<Peer> {
+    pub fn choose(&self, candidates: &[Candidate], hint: &Hint, hash_key: &[u8]) -> Option<Peer> {
         let draws_max = self.upstreams.len() * DRAWS_PER_BACKEND;
         let is_candidate = |index| candidates.iter().any(|candidate| candidate.index == index);
         let pick = self.balancer.pick(hash_key, draws_max, is_candidate);
-        peer::choose(self.policy, candidates, pick)
+        peer::choose(self.rules, candidates, hint, pick)
     }
 }

@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod connection;
 pub mod deadline;
 pub mod guard;
+pub mod hint;
 pub mod json;
 pub mod peer;
 pub mod prompt;
@@ -238,7 +239,7 @@ impl ProxyHttp for Gateway {
         };
         let candidates = cluster.candidates(&ctx.tried, ctx.last_cause == Some(Cause::Stale));
         let key = cluster.hash_key(session);
-        let Some(peer) = cluster.choose(&candidates, &key) else {
+        let Some(peer) = cluster.choose(&candidates, &ctx.hint, &key) else {
             ctx.reject = Some(Reject::no_backend());
             return Err(none());
         };

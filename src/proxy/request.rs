@@ -5,6 +5,7 @@
 
 use super::cluster::Cluster;
 use super::deadline::Missed;
+use super::hint::{Hint, Why};
 use super::peer::Peer;
 use super::prompt::Prompt;
 use super::reject::Reject;
@@ -45,6 +46,8 @@ pub struct RequestCtx {
     pub id: HeaderValue,
     /// What its body says.
     pub prompt: Prompt,
+    /// Where its prompt is believed to be cached.
+    pub hint: Hint,
     /// Where it is routed to.
     pub cluster: Option<Arc<Cluster>>,
     /// Tries made.
@@ -80,6 +83,7 @@ impl RequestCtx {
             started,
             id: HeaderValue::from_static(""),
             prompt: Prompt::default(),
+            hint: Hint::none(Why::Off),
             cluster: None,
             tries: 0,
             tried: Vec::new(),
