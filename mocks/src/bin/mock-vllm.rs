@@ -17,6 +17,8 @@ enum ModeName {
 }
 
 /// A mock vLLM engine: answers as a real one was recorded to answer.
+///
+/// GET /stats shows what it was asked, POST /reset forgets that and what it has cached.
 #[derive(Debug, Parser)]
 #[command(version)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
@@ -90,7 +92,7 @@ struct Arguments {
     /// Report cached tokens in the usage
     #[arg(long, env = "MOCK_VLLM_CACHED_TOKENS")]
     cached_tokens: bool,
-    /// Send x-served-by
+    /// Send x-served-by, and `served_by` in generated JSON
     #[arg(long, env = "MOCK_VLLM_SERVED_BY")]
     served_by: bool,
 }
@@ -126,6 +128,7 @@ impl Arguments {
             keep_alive: (self.keep_alive_ms > 0).then(|| Duration::from_millis(self.keep_alive_ms)),
             faults_by_header: self.faults_by_header,
             served_by: self.served_by,
+            served_by_in_body: self.served_by,
             cached_tokens: self.cached_tokens,
             ..EngineOptions::default()
         }

@@ -101,9 +101,7 @@ impl Core {
                 let page = metrics::render(&self.options.model, &self.gauges());
                 Answer::text(200, "text/plain; version=1.0.0; charset=utf-8", page)
             }
-            "/stats" => {
-                Answer::json(200, serde_json::to_string(&self.shared.books.stats()).unwrap_or_default())
-            }
+            "/stats" => self.stats(),
             "/reset" => {
                 self.shared.books.forget();
                 *self.totals.lock() = Totals::default();
@@ -114,6 +112,18 @@ impl Core {
             }
             _ => answers::scale_out_disabled(),
         }
+    }
+
+    fn stats(&self) -> Answer {
+        let stats = self.shared.books.stats();
+        let calls = [
+            ("tokenize_calls", "/tokenize"),
+            ("chat_calls", "/v1/chat/completions"),
+            ("completion_calls", "/v1/completions"),
+        ];
+        let id = ("engine_id".to_owned(), Value::from(self.options.id.as_str()));
+        let calls = calls.map(|(name, path)| (name.to_owned(), stats.path(path).received.into()));
+        stats.page(calls.into_iter().chain([id]).collect())
     }
 
     /// Whether the request may use `/v1`.

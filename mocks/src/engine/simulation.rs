@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::cache::{BlockCache, block_keys};
-use crate::controller::Chunks;
+use crate::chunks::Chunks;
 
 /// What a simulated engine can do.
 #[derive(Debug, Clone)]
