@@ -4,8 +4,9 @@
 //! `conf/demo.yaml`. Every request is really sent over the network of this host.
 
 use crate::app::App;
-use crate::arguments::Demo;
-use crate::config::Config;
+use crate::arguments::{Compare, Demo};
+use crate::compare::{self, Plan};
+use crate::config::{Config, ConfigError};
 use crate::log;
 use anyhow::{Context, anyhow, ensure};
 use mocks::{
@@ -14,7 +15,7 @@ use mocks::{
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -32,28 +33,35 @@ const LONG_PROMPT_BYTES: usize = 1024 * 1024;
 /// # Errors
 /// When an address is taken or a request fails.
 pub fn run(demo: &Demo) -> anyhow::Result<()> {
+    start(demo, None)
+}
+
+/// Compares unique with repeated prompts through the demo's gateway, on ports of its own, and ends.
+///
+/// # Errors
+/// When a port is taken between its choice and its use.
+pub fn compare(flags: &Compare) -> anyhow::Result<()> {
+    let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let [listen, admin] = held.map(|listener| listener.and_then(|listener| listener.local_addr()));
+    let demo = Demo { listen: listen?, admin: admin?, once: true };
+    start(&demo, Some(flags.clone()))
+}
+
+fn start(demo: &Demo, comparison: Option<Compare>) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let (engines, addresses) = std::sync::mpsc::sync_channel(1);
+    let (started, config) = std::sync::mpsc::sync_channel(1);
     let mut visitor = Visitor {
         gateway: demo.listen,
         controller: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: demo.admin,
         once: demo.once,
+        comparison,
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
-    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&mut visitor, &engines))?;
-    let engines = addresses.recv().context("the engines did not start")?;
-    let settings = HashMap::from([
-        ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
-        ("KVWAY_DEMO_ADMIN", demo.admin.to_string()),
-        ("KVWAY_DEMO_FOLDER", folder.display().to_string()),
-        ("KVWAY_DEMO_LOG", folder.join("access.log").display().to_string()),
-        ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
-        ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
-    ]);
-    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())?;
+    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&mut visitor, &started))?;
+    let config = config.recv().context("the engines did not start")?;
     log::start(&config.log);
     let ended = Arc::new(App::new(config)?).run(false);
     clean_up(&folder);
@@ -65,12 +73,14 @@ struct Visitor {
     controller: SocketAddr,
     admin: SocketAddr,
     once: bool,
+    /// What to do instead of showing requests.
+    comparison: Option<Compare>,
     log: PathBuf,
     folder: PathBuf,
 }
 
 /// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
-fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
+fn visit(visitor: &mut Visitor, started: &SyncSender<Config>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return say(&format!("no runtime for the demo: {error}")),
@@ -79,9 +89,13 @@ fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
         let controller = Controller::start(ControllerOptions::default())?;
         visitor.controller = controller.address();
         let engines = [engine("vllm-0", controller.chunks())?, engine("vllm-1", controller.chunks())?];
+        let config = visitor.config(engines.each_ref().map(|engine| engine.address()))?;
         // The receiver is gone only when the process ends already.
-        let _told = started.send([engines[0].address(), engines[1].address()]).is_ok();
-        visitor.show().await?;
+        let _told = started.send(config.clone()).is_ok();
+        match &visitor.comparison {
+            None => visitor.show().await?,
+            Some(flags) => visitor.compare(flags, &config).await?,
+        }
         if !visitor.once {
             std::future::pending::<()>().await;
         }
@@ -115,6 +129,26 @@ fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
 }
 
 impl Visitor {
+    /// The configuration of the gateway before these engines.
+    fn config(&self, engines: [SocketAddr; 2]) -> Result<Config, ConfigError> {
+        let settings = HashMap::from([
+            ("KVWAY_DEMO_LISTEN", self.gateway.to_string()),
+            ("KVWAY_DEMO_ADMIN", self.admin.to_string()),
+            ("KVWAY_DEMO_FOLDER", self.folder.display().to_string()),
+            ("KVWAY_DEMO_LOG", self.log.display().to_string()),
+            ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
+            ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
+        ]);
+        Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())
+    }
+
+    async fn compare(&self, flags: &Compare, config: &Config) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        self.wait_until_ready(&client).await?;
+        let report = compare::run(&Plan::new(flags, config, rand::random())?).await?;
+        Ok(report.write(&mut std::io::stdout(), flags.json.as_deref())?)
+    }
+
     async fn show(&self) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;

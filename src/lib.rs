@@ -16,6 +16,7 @@ pub mod background;
 pub mod clients;
 
 pub mod arguments;
+pub mod compare;
 pub mod demo;
 pub mod healthcheck;
 

@@ -4,7 +4,8 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, Healthcheck};
+use kvway::arguments::{Arguments, Command, Compare, Healthcheck};
+use kvway::compare::{self, Plan};
 use kvway::config::{self, Config, ConfigError};
 use kvway::{demo, healthcheck, log};
 use std::io::Write;
@@ -46,6 +47,9 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let file = arguments.config.config.as_deref();
     match arguments.command {
         Some(Command::Demo(demo)) => demo::run(&demo).map(|()| ExitCode::SUCCESS),
+        Some(Command::Compare(flags)) if flags.demo => demo::compare(&flags).map(|()| ExitCode::SUCCESS),
+        Some(Command::Compare(flags)) => file.map_or_else(|| Ok(no_file()), |file| compare(&flags, file)),
+        Some(Command::Doctor(_)) => Ok(no_file()),
         Some(Command::Healthcheck(whom)) => check_health(&whom),
         Some(Command::Run(run)) if !run.test && !arguments.test => match file {
             Some(file) => start(file, run.upgrade),
@@ -103,6 +107,14 @@ fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
         complain("kvway: the gateway is not ready");
     }
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare(flags: &Compare, file: &Path) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(flags, &Config::load(file)?, rand::random())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(compare::run(&plan))?;
+    report.write(&mut std::io::stdout(), flags.json.as_deref())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn no_file() -> ExitCode {

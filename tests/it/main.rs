@@ -6,6 +6,7 @@ mod backends;
 mod bodies;
 mod books;
 mod clients;
+mod compare;
 mod config;
 mod connections;
 mod endpoints;

@@ -20,7 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("background", &["state", "clients"]),
     ("proxy", &["state", "access_log"]),
     ("app", &["proxy", "background", "admin", "state", "access_log", "shutdown"]),
-    ("demo", &["app", "arguments", "log"]),
+    ("compare", &["arguments"]),
+    ("demo", &["app", "arguments", "compare", "log"]),
 ];
 
 /// Names that say nothing about what is behind them.
