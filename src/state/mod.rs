@@ -13,3 +13,4 @@ pub mod budget;
 pub mod fleet;
 pub mod lifecycle;
 pub mod models;
+pub mod tokens;
