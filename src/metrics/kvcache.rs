@@ -27,29 +27,11 @@ pub enum By {
     Background,
 }
 
-/// Which of a cluster's two circuit breakers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Called {
-    /// The one before the tokenizer.
-    Tokenizer,
-    /// The one before LMCache.
-    Lmcache,
-}
-
 impl By {
     fn label(self) -> &'static str {
         match self {
             Self::Request => "request",
             Self::Background => "background",
-        }
-    }
-}
-
-impl Called {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Tokenizer => "tokenizer",
-            Self::Lmcache => "lmcache",
         }
     }
 }
@@ -115,8 +97,9 @@ pub struct KvCacheMetrics {
     load_ratio: GaugeVec,
     memory_ratio: GaugeVec,
     breaker_state: IntGaugeVec,
-    breaker_transitions: IntCounterVec,
     hints: IntCounterVec,
+    /// Changes of circuit breakers, by cluster, breaker and new state.
+    pub breaker_transitions: IntCounterVec,
     /// Jobs that wait for the background.
     pub jobs_waiting: IntGauge,
     /// Jobs that run.
@@ -182,15 +165,9 @@ impl KvCacheMetrics {
         self.memory_ratio.with_label_values(&labels).set(memory_ratio);
     }
 
-    /// The gauge of one breaker: 0 closed, 1 half open, 2 open.
-    #[must_use]
-    pub fn breaker_state(&self, called: Called) -> IntGauge {
-        self.breaker_state.with_label_values(&[self.cluster.as_str(), called.label()])
-    }
-
-    /// Counts a change of one breaker, by its new state.
-    pub fn breaker_changed(&self, called: Called, to: &str) {
-        self.breaker_transitions.with_label_values(&[self.cluster.as_str(), called.label(), to]).inc();
+    /// Shows where a breaker stands: 0 closed, 1 half open, 2 open.
+    pub fn set_breaker_state(&self, breaker: &str, state: i64) {
+        self.breaker_state.with_label_values(&[self.cluster.as_str(), breaker]).set(state);
     }
 
     /// Counts a request by what is known of the caches that hold its prompt: `hint`, or why there is none.
@@ -248,12 +225,12 @@ impl KvCacheVecs {
             breaker_state: make.gauge_vec(
                 "kvcache_breaker_state",
                 "0 while calls go through, 1 while some are tried, 2 while none are made.",
-                &["cluster", "called"],
+                &["cluster", "breaker"],
             )?,
             breaker_transitions: make.counters(
                 "kvcache_breaker_transitions_total",
                 "Changes of a circuit breaker, by its new state.",
-                &["cluster", "called", "to"],
+                &["cluster", "breaker", "state"],
             )?,
             token_cache: TokenCacheVecs::new(make)?,
             hot_prompts: counters("kvcache_hot_prompts_total", "Requests whose prompt was hot.")?,
@@ -337,8 +314,8 @@ mod tests {
         other.lookup(By::Background, "no_match");
         one.action("pin", "ok");
         one.job("done");
-        one.breaker_changed(Called::Lmcache, "open");
-        one.breaker_state(Called::Lmcache).set(2);
+        one.breaker_transitions.with_label_values(&["one", "lmcache", "open"]).inc();
+        one.set_breaker_state("lmcache", 2);
         one.set_load("vllm-0", 0.5, 0.25);
         let text = metrics.to_text().unwrap();
         for series in [
@@ -346,8 +323,8 @@ mod tests {
             r#"kvway_kvcache_lookups_total{by="background",cluster="other",outcome="no_match"} 1"#,
             r#"kvway_kvcache_actions_total{action="pin",cluster="one",outcome="ok"} 1"#,
             r#"kvway_kvcache_jobs_total{cluster="one",outcome="done"} 1"#,
-            r#"kvway_kvcache_breaker_transitions_total{called="lmcache",cluster="one",to="open"} 1"#,
-            r#"kvway_kvcache_breaker_state{called="lmcache",cluster="one"} 2"#,
+            r#"kvway_kvcache_breaker_transitions_total{breaker="lmcache",cluster="one",state="open"} 1"#,
+            r#"kvway_kvcache_breaker_state{breaker="lmcache",cluster="one"} 2"#,
             r#"kvway_kvcache_memory_ratio{backend="vllm-0",cluster="one"} 0.25"#,
             r#"kvway_kvcache_jobs_waiting{cluster="other"} 0"#,
         ] {
