@@ -3,10 +3,15 @@
 //! Called once per body. One pass without copying; strict about nothing: a body that is not JSON, or breaks off, yields
 //! no prompt, and is forwarded unchanged in any case.
 
+mod given;
+mod text;
+
 use super::json::{self, Json};
 use super::key::{Hash, Secret};
 use crate::state::tokens::{PromptKey, Tokens};
+use given::Given;
 use std::borrow::Cow;
+use text::Text;
 
 /// Bodies longer than this are parsed on a thread for blocking work, so that they do not hold up other requests.
 pub const INLINE_BYTES_MAX: usize = 256 * 1024;
@@ -256,134 +261,6 @@ fn part(json: &mut Json<'_>, text: &mut Text) {
     });
     if is_text && value.starts_with(b"\"") {
         text.item(value);
-    }
-}
-
-/// The value of a `prompt` field.
-#[derive(Default)]
-struct Given<'a> {
-    text: Text,
-    /// The string, where it is one and not in a list.
-    single: bool,
-    strings: usize,
-    lists: usize,
-    /// Whether there are token ids outside of an inner list.
-    flat: bool,
-    others: usize,
-    first: &'a [u8],
-    tokens: Vec<u32>,
-}
-
-impl<'a> Given<'a> {
-    fn new(text: Text) -> Self {
-        Self { text, ..Self::default() }
-    }
-
-    fn read(&mut self, json: &mut Json<'a>) {
-        match json.kind() {
-            Some(b'"') => {
-                self.single = true;
-                self.string(json.skip());
-            }
-            Some(b'[') => json.array(|json| self.element(json)),
-            _ => {
-                json.skip();
-            }
-        }
-    }
-
-    fn element(&mut self, json: &mut Json<'a>) {
-        match json.kind() {
-            Some(b'"') => self.string(json.skip()),
-            Some(b'[') => {
-                self.lists += 1;
-                json.array(|json| self.number(json.skip()));
-            }
-            _ => {
-                self.flat = true;
-                self.number(json.skip());
-            }
-        }
-    }
-
-    fn string(&mut self, value: &'a [u8]) {
-        self.strings += 1;
-        if self.strings == 1 {
-            self.first = value;
-        }
-        self.text.item(value);
-    }
-
-    fn number(&mut self, value: &[u8]) {
-        match std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()) {
-            Some(token) => self.tokens.push(token),
-            None => self.others += 1,
-        }
-    }
-
-    fn is_some(&self) -> bool {
-        self.text.is_some() || !self.tokens.is_empty()
-    }
-
-    /// `with_messages`: the body has messages as well, which the tokenizer would take instead.
-    fn form(&self, with_messages: bool) -> Form {
-        match (self.strings, self.lists + usize::from(self.flat), self.others) {
-            _ if !self.is_some() => Form::None,
-            (0, 1, 0) => Form::Tokens(Tokens::from(self.tokens.as_slice())),
-            (1, 0, 0) if self.single && !with_messages => Form::Body,
-            (1, 0, 0) => json::string(self.first).map_or(Form::None, |text| Form::Alone(text.into_owned())),
-            _ => Form::Several,
-        }
-    }
-}
-
-/// A text made of items, joined with a newline and trimmed, of which only the hash is kept.
-#[derive(Default)]
-struct Text {
-    hash: Option<Hash>,
-    items: usize,
-    begun: bool,
-    /// White space that belongs to the text only if something follows.
-    space: String,
-}
-
-impl Text {
-    fn new(hash: Option<Hash>) -> Self {
-        Self { hash, ..Self::default() }
-    }
-
-    fn item(&mut self, value: &[u8]) {
-        self.items += 1;
-        if self.items > 1 {
-            self.piece("\n");
-        }
-        if self.begun && self.hash.is_none() {
-            // Only whether there is any text is asked for.
-            return;
-        }
-        json::pieces(value, |piece| self.piece(piece));
-    }
-
-    fn piece(&mut self, piece: &str) {
-        let piece = if self.begun { piece } else { piece.trim_start() };
-        let solid = piece.trim_end();
-        let space = piece.get(solid.len()..).unwrap_or_default();
-        self.begun |= !solid.is_empty();
-        let Some(hash) = self.hash.as_mut().filter(|_| self.begun) else { return };
-        if !solid.is_empty() {
-            hash.append(self.space.as_bytes());
-            self.space.clear();
-            hash.append(solid.as_bytes());
-        }
-        self.space.push_str(space);
-    }
-
-    fn is_some(&self) -> bool {
-        self.begun
-    }
-
-    fn finish(self) -> Option<u128> {
-        self.hash.filter(|_| self.begun).map(Hash::finish)
     }
 }
 
