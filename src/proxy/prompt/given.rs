@@ -2,10 +2,11 @@
 //!
 //! Used by `prompt` alone. Its token ids are the only thing that is copied, since they are the tokens.
 
-use super::super::json::{self, Json};
+use super::super::json::Json;
 use super::Form;
 use super::text::Text;
 use crate::state::tokens::Tokens;
+use bytes::Bytes;
 
 /// The value of a `prompt` field.
 #[derive(Default)]
@@ -80,7 +81,7 @@ impl<'a> Given<'a> {
             _ if !self.is_some() => Form::None,
             (0, 1, 0) => Form::Tokens(Tokens::from(self.tokens.as_slice())),
             (1, 0, 0) if self.single && !with_messages => Form::Body,
-            (1, 0, 0) => json::string(self.first).map_or(Form::None, |text| Form::Alone(text.into_owned())),
+            (1, 0, 0) => Form::Alone(Bytes::copy_from_slice(self.first)),
             _ => Form::Several,
         }
     }

@@ -9,6 +9,7 @@ mod text;
 use super::json::{self, Json};
 use super::key::{Hash, Secret};
 use crate::state::tokens::{PromptKey, Tokens};
+use bytes::Bytes;
 use given::Given;
 use std::borrow::Cow;
 use text::Text;
@@ -51,8 +52,8 @@ pub enum Form {
     None,
     /// One prompt, which the tokenizer takes in the body as it is.
     Body,
-    /// One prompt, which the tokenizer takes only by itself.
-    Alone(String),
+    /// One prompt, which the tokenizer takes only by itself: its JSON string as it stands in the body.
+    Alone(Bytes),
     /// One prompt of token ids.
     Tokens(Tokens),
     /// Several prompts.
@@ -73,6 +74,25 @@ impl Prompt {
     pub fn text_key(&self, secret: &Secret, model: &str) -> Option<PromptKey> {
         let text = if matches!(self.form, Form::Tokens(_)) { Some(self.content) } else { self.text };
         text.filter(|_| !model.is_empty()).map(|text| derive(secret, 1, model, text))
+    }
+}
+
+impl Prompt {
+    /// What to send to the tokenizer for the tokens of `body`, which this was read from; `None` where it has no part in them.
+    #[must_use]
+    pub fn tokenizer_body(&self, body: &Bytes, model: &str) -> Option<Bytes> {
+        match &self.form {
+            Form::Body => Some(body.clone()),
+            Form::Alone(literal) => {
+                let mut alone = br#"{"model":"#.to_vec();
+                alone.extend(serde_json::to_vec(model).unwrap_or_default());
+                alone.extend_from_slice(br#","prompt":"#);
+                alone.extend_from_slice(literal);
+                alone.push(b'}');
+                Some(alone.into())
+            }
+            Form::None | Form::Tokens(_) | Form::Several => None,
+        }
     }
 }
 
@@ -397,18 +417,21 @@ mod tests {
 
     #[test]
     fn the_tokenizer_gets_the_body_where_it_would_read_the_same_prompt_in_it() {
-        let alone = |text: &str| Form::Alone(text.to_owned());
+        let alone = |literal: &'static str| Form::Alone(Bytes::from(literal));
         for (path, body, form_expected) in [
             (COMPLETIONS, r#"{"prompt":"a"}"#, Form::Body),
             (CHAT, r#"{"messages":[{"content":"a"}],"prompt":"b"}"#, Form::Body),
             (COMPLETIONS, r#"{"messages":[{"content":"a"}]}"#, Form::Body),
-            (COMPLETIONS, r#"{"prompt":"b\n","messages":[{"content":"a"}]}"#, alone("b\n")),
-            (COMPLETIONS, r#"{"prompt":["a "]}"#, alone("a ")),
+            (COMPLETIONS, r#"{"prompt":"b\n","messages":[{"content":"a"}]}"#, alone(r#""b\n""#)),
+            (COMPLETIONS, r#"{"prompt":["a "]}"#, alone(r#""a ""#)),
             (COMPLETIONS, r#"{"prompt":["a","b"]}"#, Form::Several),
             (COMPLETIONS, r#"{"prompt":["a",1]}"#, Form::Several),
         ] {
             assert_eq!(form(path, body), form_expected, "{body}");
         }
+        let body = Bytes::from(r#"{"prompt":["say \"a\" "]}"#);
+        let prompt = parse(&body, COMPLETIONS, Reading { secret: Some(secret()), text: false });
+        assert_eq!(prompt.tokenizer_body(&body, "m\"").unwrap(), r#"{"model":"m\"","prompt":"say \"a\" "}"#);
     }
 
     #[test]
