@@ -6,7 +6,7 @@
 mod controller;
 mod coordinator;
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, State};
 use super::call::{CallError, Reason};
 use super::endpoint::{Endpoint, Post};
 use super::retry::retry;
@@ -145,7 +145,7 @@ impl Lmcache {
             let deadline = deadline.min(Instant::now() + self.request_timeout);
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let may = CallError::may_retry_lookup;
+        let may = |error: &CallError| error.may_retry_lookup() && self.is_called();
         let result = retry(&self.retry, Some(deadline), may, rand::random, attempt).await;
         match &result {
             Ok(placements) => {
@@ -175,11 +175,17 @@ impl Lmcache {
             let deadline = Instant::now() + self.control_timeout;
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let result = retry(&self.retry, None, CallError::may_retry_action, rand::random, attempt).await;
+        let may = |error: &CallError| error.may_retry_action() && self.is_called();
+        let result = retry(&self.retry, None, may, rand::random, attempt).await;
         if let Err(error) = &result {
             self.failures.tell(&self.breaker, error);
         }
         result
+    }
+
+    /// Whether another attempt would be let through, so that none is waited for in vain.
+    fn is_called(&self) -> bool {
+        self.breaker.state(Instant::now()) != State::Open
     }
 
     async fn attempt<T>(
