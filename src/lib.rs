@@ -18,6 +18,7 @@ pub mod clients;
 pub mod arguments;
 pub mod compare;
 pub mod demo;
+pub mod doctor;
 pub mod healthcheck;
 
 pub mod access_log;

@@ -4,10 +4,10 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, Compare, Healthcheck};
+use kvway::arguments::{Arguments, Command, Compare, Doctor, Healthcheck};
 use kvway::compare::{self, Plan};
 use kvway::config::{self, Config, ConfigError};
-use kvway::{demo, healthcheck, log};
+use kvway::{demo, doctor, healthcheck, log};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,7 +49,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Command::Demo(demo)) => demo::run(&demo).map(|()| ExitCode::SUCCESS),
         Some(Command::Compare(flags)) if flags.demo => demo::compare(&flags).map(|()| ExitCode::SUCCESS),
         Some(Command::Compare(flags)) => file.map_or_else(|| Ok(no_file()), |file| compare(&flags, file)),
-        Some(Command::Doctor(_)) => Ok(no_file()),
+        Some(Command::Doctor(flags)) => file.map_or_else(|| Ok(no_file()), |file| examine(&flags, file)),
         Some(Command::Healthcheck(whom)) => check_health(&whom),
         Some(Command::Run(run)) if !run.test && !arguments.test => match file {
             Some(file) => start(file, run.upgrade),
@@ -115,6 +115,15 @@ fn compare(flags: &Compare, file: &Path) -> anyhow::Result<ExitCode> {
     let report = runtime.block_on(compare::run(&plan))?;
     report.write(&mut std::io::stdout(), flags.json.as_deref())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn examine(flags: &Doctor, file: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let examination = runtime.block_on(doctor::examine(flags, &config, rand::random()));
+    // Colours stay where a terminal shows them and NO_COLOR does not forbid them.
+    examination.write(&mut anstream::stdout())?;
+    Ok(if examination.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn no_file() -> ExitCode {

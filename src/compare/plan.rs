@@ -111,7 +111,7 @@ impl Plan {
     }
 
     fn prompt(&self, kind: &str, index: usize) -> String {
-        let salt = kind.bytes().fold(index as u64, |salt, byte| (salt << 8 | salt >> 56) ^ u64::from(byte));
+        let salt = kind.bytes().fold(index as u64, |salt, byte| salt.rotate_left(8) ^ u64::from(byte));
         let mut random = StdRng::seed_from_u64(self.seed ^ salt);
         let mut prompt = format!("{:016x} {kind} {index}:", random.next_u64());
         // What comes first are about twelve tokens.

@@ -10,6 +10,7 @@ mod clients;
 mod compare;
 mod config;
 mod connections;
+mod doctor;
 mod endpoints;
 mod observability;
 mod refusals;

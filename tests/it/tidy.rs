@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proxy", &["state", "access_log"]),
     ("app", &["proxy", "background", "admin", "state", "access_log", "shutdown"]),
     ("compare", &["arguments"]),
+    ("doctor", &["arguments", "clients"]),
     ("demo", &["app", "arguments", "compare", "log"]),
 ];
 

@@ -68,6 +68,9 @@ struct Arguments {
     /// Simulated: requests that run at a time
     #[arg(long, env = "MOCK_VLLM_MAX_RUNNING", default_value_t = 256)]
     max_running: usize,
+    /// Simulated: compute every prompt anew
+    #[arg(long, env = "MOCK_VLLM_NO_PREFIX_CACHING")]
+    no_prefix_caching: bool,
     /// Simulated: factor on all times; 0.1 is ten times as fast
     #[arg(long, env = "MOCK_VLLM_TIME_SCALE", default_value_t = 1.0)]
     time_scale: f64,
@@ -107,6 +110,7 @@ impl Arguments {
                 prefill_tokens_per_second: self.prefill_tokens_per_second,
                 decode: Duration::from_millis(self.decode_ms),
                 max_running: self.max_running,
+                prefix_caching: !self.no_prefix_caching,
                 time_scale: self.time_scale,
                 announce: None,
             }),

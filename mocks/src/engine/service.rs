@@ -147,6 +147,7 @@ impl Core {
             sleep: *self.sleep.borrow(),
             running: u32::try_from(self.in_flight()).unwrap_or(u32::MAX).into(),
             block_size: 16,
+            prefix_caching: true,
             num_gpu_blocks: 31_250,
             totals,
             ..Gauges::default()
@@ -156,6 +157,7 @@ impl Core {
             gauges.running = counts.running.into();
             gauges.waiting = counts.waiting.into();
             gauges.kv_cache_usage = simulation.usage();
+            gauges.prefix_caching = simulation.prefix_caching();
             gauges.block_size = simulation.block_size();
             gauges.num_gpu_blocks = simulation.blocks();
             gauges.totals.prefix_queries = counts.queries;
