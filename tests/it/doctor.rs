@@ -49,7 +49,7 @@ impl Fleet {
     /// The second engine is made of another kind.
     fn with(change: impl FnOnce(&mut Kind)) -> Self {
         let mut second = Kind::default();
-        second.options.id = "vllm-1".to_owned();
+        second.options.id = String::from("vllm-1");
         let controller = Controller::start(ControllerOptions::default()).unwrap();
         let mut first = Kind::default();
         for kind in [&mut first, &mut second] {
@@ -77,13 +77,11 @@ impl Fleet {
                 "    kvcache: {{enabled: true, vllm_endpoint: \"http://{tokenizer}/\", lmcache_endpoint: \"http://{lmcache}\"{more}}}\n"
             )
         });
-        let backends: String = self
-            .backends
-            .iter()
-            .zip(&self.engines)
-            .map(|(keys, engine)| format!("      - {{{keys}, address: \"{}\"}}\n", engine.address()))
-            .collect();
-        let text = format!("clusters:\n  - name: llama\n{kvcache}    backends:\n{backends}");
+        let backends = self.backends.iter().zip(&self.engines);
+        let backends =
+            backends.map(|(keys, engine)| format!("      - {{{keys}, address: \"{}\"}}", engine.address()));
+        let backends = backends.collect::<Vec<_>>().join("\n");
+        let text = format!("clusters:\n  - name: llama\n{kvcache}    backends:\n{backends}\n");
         Config::parse(&text, "test.yaml", &|_| None).unwrap_or_else(|error| panic!("{error}\n{text}"))
     }
 
@@ -113,7 +111,9 @@ fn only(examination: &Examination, subject: &str, said: &[&str]) {
     let [finding] = broken.as_slice() else { panic!("{broken:#?}") };
     let text = format!("{}: {}", finding.fact, finding.remedy.as_deref().unwrap_or_default());
     assert_eq!(finding.subject, subject, "{text}");
-    said.iter().for_each(|part| assert!(text.contains(part), "{part} is not in {text}"));
+    for part in said {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
 }
 
 fn facts(examination: &Examination) -> Vec<String> {
