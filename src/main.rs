@@ -63,6 +63,9 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn start(file: &Path, upgrade: bool) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     log::start(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     raise_file_limit(config.limits.connections_max);
     Arc::new(App::new(config)?).run(upgrade)?;
     Ok(ExitCode::SUCCESS)
@@ -86,11 +89,14 @@ fn raise_file_limit(connections_max: usize) {
 /// Prints the configuration in effect; builds everything that can be built without binding an address.
 fn check(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
-    let yaml = config.to_yaml();
+    let (yaml, warnings) = (config.to_yaml(), config.warnings());
     let silent = config::Log { access: config::AccessLog::Off, ..config.log.clone() };
     drop(App::new(Config { log: silent, ..config })?);
     let mut out = std::io::stdout().lock();
     out.write_all(yaml.as_bytes()).context("standard output")?;
+    for warning in warnings {
+        complain(&format!("warning: {warning}"));
+    }
     complain(&format!("{}: the configuration is valid", file.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,9 @@
 //! | `substitute.rs` | `${NAME}` → stand-in, and after the next step → value |
 //! | `tree.rs` | YAML → a tree that knows its lines |
 //! | `reader.rs` | tree → types; unknown, missing and doubled keys |
-//! | `server.rs`, `limits.rs`, `cluster.rs`, `route.rs` | the sections: fields, defaults, bounds |
+//! | `server.rs`, `limits.rs`, `cluster.rs`, `kvcache.rs`, `route.rs` | the sections: fields, defaults, bounds |
 //! | `values.rs`, `names.rs`, `secret.rs` | how single values are written |
-//! | `check.rs`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
+//! | `check/`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
 //! | `pem.rs` | the certificates and keys that the file names |
 //! | `error.rs` | the one line that says what is wrong |
 //!
@@ -118,6 +118,12 @@ impl Config {
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
         parse(text, lookup).map(|(config, _)| config).map_err(|fault| fault.into_error(name))
+    }
+
+    /// What is allowed but has no effect, one line each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        check::warnings(self)
     }
 
     /// The effective configuration: every key, defaults included, in the order of the reference file. Secrets are

@@ -52,6 +52,11 @@ impl<'a> Spot<'a> {
         }
     }
 
+    /// The last key of its path.
+    pub(super) fn name(&self) -> &str {
+        self.key.rsplit('.').next().unwrap_or_default()
+    }
+
     /// The value as written; nothing if the file leaves it to the default.
     pub(super) fn shown(&self) -> String {
         self.shown_or("")

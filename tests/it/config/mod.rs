@@ -2,6 +2,7 @@
 
 mod broken;
 mod environment;
+mod kvcache;
 mod routes;
 mod shipped;
 mod values;
