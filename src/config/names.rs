@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use http::HeaderName;
-use serde::de::{Deserialize, Deserializer};
+use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::Serializer;
 
 use super::values::{Scalar, Written, digits};
@@ -55,6 +55,7 @@ readable!(FilePath, PathBuf, path);
 readable!(Header, HeaderName, header_name);
 readable!(Host, String, host);
 readable!(ShortText, String, short_text);
+readable!(ErrorStatus, u16, error_status);
 
 /// An address to listen on. Port 0 lets the system choose.
 pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
@@ -102,6 +103,12 @@ pub(super) fn short_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::E
     text(d, "at most 256 bytes without control characters", |text| {
         (text.len() <= 256 && !text.chars().any(char::is_control)).then(|| text.to_owned())
     })
+}
+
+/// The status of an answer that is an error.
+fn error_status<'de, D: Deserializer<'de>>(d: D) -> Result<u16, D::Error> {
+    let status = super::values::integer::<400, 599, D>(d)?;
+    u16::try_from(status).map_err(D::Error::custom)
 }
 
 /// The path of a URL, without query.

@@ -130,7 +130,8 @@ fn routes(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     count(config.routes.len(), ROUTES_MAX, &spot)?;
     for (n, route) in config.routes.iter().enumerate() {
         let spot = spot.index(n);
-        if !config.clusters.iter().any(|cluster| cluster.name == route.cluster) {
+        let known = config.clusters.iter().any(|cluster| cluster.name == route.cluster);
+        if !known && route.cluster_not_found_status.is_none() {
             let clusters = root.key("clusters");
             let known: Vec<_> =
                 (0..config.clusters.len()).map(|n| clusters.index(n).key("name").shown()).collect();

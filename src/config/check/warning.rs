@@ -7,7 +7,17 @@ pub(in crate::config) fn warnings(config: &Config) -> Vec<String> {
     let of = |(n, cluster): (usize, &Cluster)| {
         of_cluster(cluster).into_iter().map(move |(key, what)| format!("clusters[{n}].{key}: {what}"))
     };
-    config.clusters.iter().enumerate().flat_map(of).collect()
+    let clusters = config.clusters.iter().enumerate().flat_map(of);
+    let known = |name: &str| config.clusters.iter().any(|cluster| cluster.name == name);
+    let lost = config.routes.iter().enumerate().filter(|(_, route)| !known(&route.cluster));
+    let lost = lost.map(|(n, route)| {
+        let status = route.cluster_not_found_status.unwrap_or_default();
+        format!(
+            "routes[{n}].cluster: {} is not a cluster: requests are answered with {status}",
+            route.cluster
+        )
+    });
+    clusters.chain(lost).collect()
 }
 
 type Warning = (&'static str, String);

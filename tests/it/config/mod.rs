@@ -3,6 +3,7 @@
 mod broken;
 mod environment;
 mod kvcache;
+mod pixiu;
 mod routes;
 mod shipped;
 mod values;
