@@ -48,7 +48,10 @@ impl Filters {
                     proxy = true;
                     filters.proxy(config, notes)?;
                 }
-                _ => notes.add(&spot, &format!("ignored: the filter {}", name.unwrap_or_default())),
+                Some(name @ (KVCACHE | PROXY)) => notes.add(&spot, &format!("ignored: a second {name}")),
+                name => {
+                    notes.add(&spot, &format!("ignored: the filter {}", name.unwrap_or("without a name")));
+                }
             }
         }
         Ok(filters)

@@ -34,6 +34,9 @@ use output::Map;
 /// Where the metrics are served when the file says that they are, but not where.
 const METRICS_PORT: &str = "9090";
 
+const OPEN: &str =
+    "the whole admin listener is open to everybody here, /state as well; see admin of kvway.yaml";
+
 /// A configuration that was made from one of Pixiu.
 #[derive(Debug)]
 pub struct Imported {
@@ -140,7 +143,7 @@ fn grace_period(spot: &Spot<'_>, notes: &mut Notes) -> Result<Option<Node>, Faul
 
 /// Pixiu serves its metrics on a port of their own, for everybody: that becomes the admin listener.
 fn admin(line: usize, metric: Option<&Spot<'_>>, notes: &mut Notes) -> Result<Map, Fault> {
-    let mut out = Map::at(line).with("pixiu_metrics", output::scalar(line, "true"));
+    let out = Map::at(line).with("pixiu_metrics", output::scalar(line, "true"));
     let Some(spot) = metric else { return Ok(out) };
     let mut fields = Fields::of(spot)?;
     let enabled = fields.flag("enable")?.unwrap_or(false);
@@ -151,16 +154,16 @@ fn admin(line: usize, metric: Option<&Spot<'_>>, notes: &mut Notes) -> Result<Ma
     if let Some(path) = path.filter(|path| path.shown().trim_matches('"') != "/metrics") {
         notes.add(&path, "without effect: metrics are at /metrics");
     }
-    let (line, address) = match (enabled, port) {
-        (true, Some((spot, port))) => (spot.line(), format!("0.0.0.0:{port}")),
-        (true, None) => (spot.line(), format!("0.0.0.0:{METRICS_PORT}")),
-        (false, _) => {
-            notes.add(spot, "not enabled: no metrics and no admin listener");
-            (spot.line(), "null".to_owned())
-        }
+    if !enabled {
+        notes.add(spot, "not enabled: no metrics and no admin listener");
+        return Ok(out.with("address", output::scalar(spot.line(), "null")));
+    }
+    let (spot, port) = match &port {
+        Some((spot, port)) => (spot, port.to_string()),
+        None => (spot, METRICS_PORT.to_owned()),
     };
-    out.set("address", output::scalar(line, address));
-    Ok(out)
+    notes.add(spot, OPEN);
+    Ok(out.with("address", output::scalar(spot.line(), format!("0.0.0.0:{port}"))))
 }
 
 /// Pixiu bounds an answer as a whole; the bounds within it must not be longer.
