@@ -10,20 +10,7 @@ use std::process::Output;
 const NAME: &str = "pixiu_llm_upstream_requests_total";
 
 /// Two engines behind a route, and a route to a cluster that is not there.
-fn configuration(
-    engines: &[Engine],
-    controller: &Controller,
-    address: SocketAddr,
-    metrics: SocketAddr,
-) -> String {
-    let mut endpoints = String::new();
-    for engine in engines {
-        let (id, address) = (engine.id(), engine.address());
-        let socket = format!("{{address: \"{}\", port: {}}}", address.ip(), address.port());
-        writeln!(endpoints, "        - {{id: \"{id}\", socket_address: {socket}}}").unwrap();
-    }
-    format!(
-        r#"---
+const CONFIGURATION: &str = r#"---
 static_resources:
   listeners:
     - name: "llm"
@@ -82,13 +69,30 @@ static_resources:
 metric:
   enable: true
   prometheus_port: {metrics}
-"#,
-        ip = address.ip(),
-        port = address.port(),
-        engine = engines[0].address(),
-        controller = controller.address(),
-        metrics = metrics.port(),
-    )
+"#;
+
+fn configuration(
+    engines: &[Engine],
+    controller: &Controller,
+    address: SocketAddr,
+    metrics: SocketAddr,
+) -> String {
+    let mut endpoints = String::new();
+    for engine in engines {
+        let (id, address) = (engine.id(), engine.address());
+        let socket = format!("{{address: \"{}\", port: {}}}", address.ip(), address.port());
+        writeln!(endpoints, "        - {{id: \"{id}\", socket_address: {socket}}}").unwrap();
+    }
+    let values = [
+        ("{CHAT}", CHAT.to_owned()),
+        ("{ip}", address.ip().to_string()),
+        ("{port}", address.port().to_string()),
+        ("{engine}", engines[0].address().to_string()),
+        ("{controller}", controller.address().to_string()),
+        ("{endpoints}", endpoints),
+        ("{metrics}", metrics.port().to_string()),
+    ];
+    values.iter().fold(CONFIGURATION.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
 /// The counter of an upstream: the last field of its one line.
