@@ -22,7 +22,6 @@ pub struct Endpoint {
     client: Client,
     base: Option<String>,
     calls: Option<Semaphore>,
-    call_max: Duration,
 }
 
 /// What is sent: JSON, and whose it is.
@@ -58,13 +57,7 @@ impl Endpoint {
         }
         let calls = (config.max_conns_per_host > 0).then(|| Semaphore::new(config.max_conns_per_host));
         let base = base.map(str::to_owned);
-        Ok(Self { client: builder.build()?, base, calls, call_max: config.request_timeout })
-    }
-
-    /// The moment by which a call that begins now is given up, unless another is said.
-    #[must_use]
-    pub fn call_max(&self) -> Duration {
-        self.call_max
+        Ok(Self { client: builder.build()?, base, calls })
     }
 
     /// Sends JSON and takes the answer of a success, all of it before the deadline.
