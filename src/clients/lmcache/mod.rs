@@ -6,7 +6,7 @@
 mod controller;
 mod coordinator;
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, State};
 use super::call::{CallError, Reason};
 use super::endpoint::{Endpoint, Post};
 use super::retry::retry;
@@ -140,12 +140,12 @@ impl Lmcache {
                 (lookup, coordinator::LOOKUP_BYTES_MAX, coordinator::read_placements)
             }
         };
-        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max };
+        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max, time: None };
         let attempt = || {
             let deadline = deadline.min(Instant::now() + self.request_timeout);
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let may = CallError::may_retry_lookup;
+        let may = |error: &CallError| error.may_retry_lookup() && self.is_called();
         let result = retry(&self.retry, Some(deadline), may, rand::random, attempt).await;
         match &result {
             Ok(placements) => {
@@ -158,7 +158,8 @@ impl Lmcache {
     }
 
     /// Has an instance do something with a prompt, each attempt within `control_timeout`; made again only when nothing
-    /// was sent. It is not to be dropped while it runs: an instance whose call is cut off takes no other.
+    /// was sent. It is not to be dropped while it runs: an instance whose call is cut off takes no other. A coordinator
+    /// pins for the whole fleet, and only what was cached without a salt.
     ///
     /// # Errors
     /// Of the last attempt; [`Reason::Unsupported`] where the protocol has no such action.
@@ -170,16 +171,30 @@ impl Lmcache {
         };
         let operation = action.name();
         let (path, body) = request.ok_or(CallError::new(operation, Reason::Unsupported))?;
-        let post = Post { operation, path, body, authorization: None, answer_bytes_max: ACTED_BYTES_MAX };
+        let post = Post {
+            operation,
+            path,
+            body,
+            authorization: None,
+            answer_bytes_max: ACTED_BYTES_MAX,
+            // All of it, however long it waited: a call that is cut off leaves the instance unable to act.
+            time: Some(self.control_timeout),
+        };
         let attempt = || {
             let deadline = Instant::now() + self.control_timeout;
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let result = retry(&self.retry, None, CallError::may_retry_action, rand::random, attempt).await;
+        let may = |error: &CallError| error.may_retry_action() && self.is_called();
+        let result = retry(&self.retry, None, may, rand::random, attempt).await;
         if let Err(error) = &result {
             self.failures.tell(&self.breaker, error);
         }
         result
+    }
+
+    /// Whether another attempt would be let through, so that none is waited for in vain.
+    fn is_called(&self) -> bool {
+        self.breaker.state(Instant::now()) != State::Open
     }
 
     async fn attempt<T>(
