@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test check bench tools
+.PHONY: help demo compare test check bench micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
@@ -28,7 +28,7 @@ check: tools ## format, lints, documentation, shipped configurations
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	cargo build --quiet
-	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
+	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml conf/examples/lmcache.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
 	KVWAY_ADMIN_TOKEN=x VLLM_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
 
 bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the same mock engines (about 6 minutes)
@@ -36,6 +36,9 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 	cargo build --release --workspace
 	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+micro: tools ## microbenchmarks of the pure stages
+	cargo bench --bench micro
 
 tools:
 	@.ci/install build

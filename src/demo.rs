@@ -36,31 +36,30 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
     start(demo, None)
 }
 
-/// Compares unique with repeated prompts through the demo's gateway, on ports of its own, and ends.
+/// Compares unique prompts with repeated ones through the demo's gateway, on ports of its own, and ends.
 ///
 /// # Errors
-/// When a port is taken between its choice and its use.
+/// When a port is taken between its choice and its use, or there is nothing to compare.
 pub fn compare(flags: &Compare) -> anyhow::Result<()> {
     let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     let [listen, admin] = held.map(|listener| listener.and_then(|listener| listener.local_addr()));
-    let demo = Demo { listen: listen?, admin: admin?, once: true };
-    start(&demo, Some(flags.clone()))
+    start(&Demo { listen: listen?, admin: admin?, once: true }, Some(flags.clone()))
 }
 
+/// Starts the fleet and the gateway; with a comparison that is made instead of showing requests.
 fn start(demo: &Demo, comparison: Option<Compare>) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let (started, config) = std::sync::mpsc::sync_channel(1);
-    let mut visitor = Visitor {
+    let visitor = Visitor {
         gateway: demo.listen,
-        controller: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: demo.admin,
         once: demo.once,
         comparison,
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
-    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&mut visitor, &started))?;
+    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&visitor, &started))?;
     let config = config.recv().context("the engines did not start")?;
     log::start(&config.log);
     let ended = Arc::new(App::new(config)?).run(false);
@@ -70,30 +69,27 @@ fn start(demo: &Demo, comparison: Option<Compare>) -> anyhow::Result<()> {
 
 struct Visitor {
     gateway: SocketAddr,
-    controller: SocketAddr,
     admin: SocketAddr,
     once: bool,
-    /// What to do instead of showing requests.
     comparison: Option<Compare>,
     log: PathBuf,
     folder: PathBuf,
 }
 
 /// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
-fn visit(visitor: &mut Visitor, started: &SyncSender<Config>) {
+fn visit(visitor: &Visitor, started: &SyncSender<Config>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return say(&format!("no runtime for the demo: {error}")),
     };
     let outcome = runtime.block_on(async {
         let controller = Controller::start(ControllerOptions::default())?;
-        visitor.controller = controller.address();
         let engines = [engine("vllm-0", controller.chunks())?, engine("vllm-1", controller.chunks())?];
-        let config = visitor.config(engines.each_ref().map(|engine| engine.address()))?;
+        let config = visitor.config(&engines, &controller)?;
         // The receiver is gone only when the process ends already.
         let _told = started.send(config.clone()).is_ok();
         match &visitor.comparison {
-            None => visitor.show().await?,
+            None => visitor.show(&engines, &controller).await?,
             Some(flags) => visitor.compare(flags, &config).await?,
         }
         if !visitor.once {
@@ -130,14 +126,15 @@ fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
 
 impl Visitor {
     /// The configuration of the gateway before these engines.
-    fn config(&self, engines: [SocketAddr; 2]) -> Result<Config, ConfigError> {
+    fn config(&self, engines: &[Engine; 2], controller: &Controller) -> Result<Config, ConfigError> {
         let settings = HashMap::from([
             ("KVWAY_DEMO_LISTEN", self.gateway.to_string()),
             ("KVWAY_DEMO_ADMIN", self.admin.to_string()),
             ("KVWAY_DEMO_FOLDER", self.folder.display().to_string()),
             ("KVWAY_DEMO_LOG", self.log.display().to_string()),
-            ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
-            ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
+            ("KVWAY_DEMO_ENGINE_0", engines[0].address().to_string()),
+            ("KVWAY_DEMO_ENGINE_1", engines[1].address().to_string()),
+            ("KVWAY_DEMO_LMCACHE", controller.address().to_string()),
         ]);
         Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())
     }
@@ -149,20 +146,41 @@ impl Visitor {
         Ok(report.write(&mut std::io::stdout(), flags.json.as_deref())?)
     }
 
-    async fn show(&self) -> anyhow::Result<()> {
+    async fn show(&self, engines: &[Engine], controller: &Controller) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;
-        let controller = format!("and a mock LMCache controller on {}", self.controller);
-        say(&format!("\nkvway listens on {}; behind it are two mock engines, {controller}.\n", self.gateway));
-        say(&row(["request", "status", "backend", "why", "prompt tokens", "cached", "first byte", "total"]));
-        let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
+        let fleet = format!("two mock engines, and a mock LMCache controller on {}", controller.address());
+        say(&format!("\nkvway listens on {}; behind it are {fleet}.\n", self.gateway));
+        say(&row([
+            "request",
+            "status",
+            "backend",
+            "why",
+            "hint",
+            "prompt tokens",
+            "cached",
+            "first byte",
+            "total",
+        ]));
         let question = "What is a KV cache, and why does it matter where a request goes? ".repeat(400);
-        self.ask(&client, "chat", &chat(&question, false)).await?;
-        self.ask(&client, "the same, on the other engine", &chat(&question, false)).await?;
-        self.ask(&client, "the same, cached by now", &chat(&question, false)).await?;
+        let question = chat(&question, false);
+        self.ask(&client, "a new prompt", &question).await?;
+        happened(controller, "/lookup", 1).await?;
+        self.ask(&client, "again: LMCache knows where", &question).await?;
+        happened(controller, "/pin", 1).await?;
+        self.ask(&client, "and again", &question).await?;
+        controller.prefer(Some("vllm-9"));
+        self.ask(&client, "LMCache names a stranger", &question).await?;
+        controller.prefer(None);
+        let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
         self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false)).await?;
         self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true)).await?;
         self.ask(&client, "a model that nobody serves", &json!({"model": "none", "messages": []})).await?;
+        let tokenized: u64 = engines.iter().map(|engine| engine.stats().served("/tokenize")).sum();
+        let (lookups, pins) = (controller.stats().served("/lookup"), controller.stats().served("/pin"));
+        say(&format!(
+            "\nIn the background: {tokenized} prompts tokenized, {lookups} lookups, {pins} pinned."
+        ));
         say(&format!(
             "\nTry it:\n  curl -N http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{}'",
             self.gateway, r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
@@ -204,6 +222,7 @@ impl Visitor {
             &text("status"),
             &text("backend"),
             &text("reason"),
+            &text("hint"),
             &text("prompt_tokens"),
             &text("cached_tokens"),
             &milliseconds("first_token_ms"),
@@ -227,11 +246,17 @@ impl Visitor {
     }
 }
 
+/// Waits for calls of the background.
+async fn happened(controller: &Controller, path: &'static str, times: u64) -> anyhow::Result<()> {
+    let until = controller.until(|stats| stats.served(path) >= times);
+    timeout(PATIENCE, until).await.map_err(|_| anyhow!("nothing came of {path} in the background"))
+}
+
 /// One line of the table.
-fn row(cells: [&str; 8]) -> String {
-    let [request, status, backend, why, prompt, cached, first, total] = cells;
+fn row(cells: [&str; 9]) -> String {
+    let [request, status, backend, why, hint, prompt, cached, first, total] = cells;
     format!(
-        "{request:<30} {status:>6}  {backend:<8} {why:<12} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
+        "{request:<27} {status:>6}  {backend:<8} {why:<12} {hint:<16} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
     )
 }
 

@@ -4,12 +4,12 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, Compare, Doctor, Healthcheck};
+use kvway::arguments::{Arguments, Command, Compare, ConfigFile, Doctor, Healthcheck};
 use kvway::compare::{self, Plan};
-use kvway::config::{self, Config, ConfigError};
+use kvway::config::{self, Config, ConfigError, Imported};
 use kvway::{demo, doctor, healthcheck, log};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,29 +44,84 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let file = arguments.config.config.as_deref();
-    match arguments.command {
-        Some(Command::Demo(demo)) => demo::run(&demo).map(|()| ExitCode::SUCCESS),
-        Some(Command::Compare(flags)) if flags.demo => demo::compare(&flags).map(|()| ExitCode::SUCCESS),
-        Some(Command::Compare(flags)) => file.map_or_else(|| Ok(no_file()), |file| compare(&flags, file)),
-        Some(Command::Doctor(flags)) => file.map_or_else(|| Ok(no_file()), |file| examine(&flags, file)),
-        Some(Command::Healthcheck(whom)) => check_health(&whom),
-        Some(Command::Run(run)) if !run.test && !arguments.test => match file {
-            Some(file) => start(file, run.upgrade),
-            None => Ok(no_file()),
-        },
-        Some(Command::Run(_) | Command::Check) => file.map_or_else(|| Ok(no_file()), check),
-        None if arguments.test => file.map_or_else(|| Ok(no_file()), check),
-        None => {
-            complain("kvway: say what to do: `kvway --help` tells what there is");
-            Ok(USAGE.into())
+    let as_pixiu = matches!(arguments.command, Some(Command::Gateway(_)));
+    let task = match arguments.command {
+        Some(Command::Demo(demo)) => return demo::run(&demo).map(|()| ExitCode::SUCCESS),
+        Some(Command::Compare(flags)) if flags.demo => {
+            return demo::compare(&flags).map(|()| ExitCode::SUCCESS);
         }
+        Some(Command::Healthcheck(whom)) => return check_health(&whom),
+        Some(Command::Compare(flags)) => Task::Compare(flags),
+        Some(Command::Doctor(flags)) => Task::Examine(flags),
+        Some(Command::Run(run)) if run.test || arguments.test => Task::Check,
+        Some(Command::Run(run)) => Task::Start { upgrade: run.upgrade },
+        Some(Command::Gateway(_)) if !arguments.test => Task::Start { upgrade: false },
+        Some(Command::Gateway(_) | Command::Check) => Task::Check,
+        None if arguments.test => Task::Check,
+        None => return Ok(misused("say what to do: `kvway --help` tells what there is")),
+    };
+    let ConfigFile { config, pixiu } = arguments.config;
+    let source = match (config, pixiu) {
+        (Some(file), None) if as_pixiu => Source::Pixiu(file),
+        (Some(file), None) => Source::Kvway(file),
+        (None, Some(file)) => Source::Pixiu(file),
+        (Some(_), Some(_)) => return Ok(misused("two configuration files: give --config or --pixiu")),
+        (None, None) => {
+            let said = "no configuration file: give one with --config FILE (KVWAY_CONFIG) or --pixiu FILE";
+            return Ok(misused(said));
+        }
+    };
+    match task {
+        Task::Check => check(&source),
+        Task::Start { upgrade } => start(&source, upgrade),
+        Task::Compare(flags) => compare(&flags, &source),
+        Task::Examine(flags) => examine(&flags, &source),
     }
 }
 
-fn start(file: &Path, upgrade: bool) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
+/// What is done with a configuration.
+enum Task {
+    Check,
+    Start { upgrade: bool },
+    Compare(Compare),
+    Examine(Doctor),
+}
+
+/// A configuration file, and whose it is.
+enum Source {
+    Kvway(PathBuf),
+    Pixiu(PathBuf),
+}
+
+impl Source {
+    fn file(&self) -> &Path {
+        let (Self::Kvway(file) | Self::Pixiu(file)) = self;
+        file
+    }
+
+    /// The configuration, and what is to be said about it.
+    fn load(&self) -> Result<(Config, Vec<String>), ConfigError> {
+        let (config, mut notes) = match self {
+            Self::Kvway(file) => (Config::load(file)?, Vec::new()),
+            Self::Pixiu(file) => {
+                let Imported { config, notes } = Config::import_pixiu(file)?;
+                (config, notes)
+            }
+        };
+        notes.extend(config.warnings());
+        Ok((config, notes))
+    }
+}
+
+fn start(source: &Source, upgrade: bool) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
     log::start(&config.log);
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    if let Source::Pixiu(_) = source {
+        tracing::info!(configuration = config.to_yaml(), "the same as a kvway configuration");
+    }
     raise_file_limit(config.limits.connections_max);
     Arc::new(App::new(config)?).run(upgrade)?;
     Ok(ExitCode::SUCCESS)
@@ -88,14 +143,17 @@ fn raise_file_limit(connections_max: usize) {
 }
 
 /// Prints the configuration in effect; builds everything that can be built without binding an address.
-fn check(file: &Path) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
+fn check(source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
     let yaml = config.to_yaml();
     let silent = config::Log { access: config::AccessLog::Off, ..config.log.clone() };
     drop(App::new(Config { log: silent, ..config })?);
     let mut out = std::io::stdout().lock();
     out.write_all(yaml.as_bytes()).context("standard output")?;
-    complain(&format!("{}: the configuration is valid", file.display()));
+    for note in notes {
+        complain(&format!("note: {note}"));
+    }
+    complain(&format!("{}: the configuration is valid", source.file().display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -109,25 +167,29 @@ fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn compare(flags: &Compare, file: &Path) -> anyhow::Result<ExitCode> {
-    let plan = Plan::new(flags, &Config::load(file)?, rand::random())?;
+fn compare(flags: &Compare, source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, _) = source.load()?;
+    let plan = Plan::new(flags, &config, rand::random())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(compare::run(&plan))?;
     report.write(&mut std::io::stdout(), flags.json.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn examine(flags: &Doctor, file: &Path) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
+fn examine(flags: &Doctor, source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
+    for note in notes {
+        complain(&format!("note: {note}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let examination = runtime.block_on(doctor::examine(flags, &config, rand::random()));
     // Colours stay where a terminal shows them and NO_COLOR does not forbid them.
-    examination.write(&mut anstream::stdout())?;
+    examination.write(&mut anstream::stdout()).context("standard output")?;
     Ok(if examination.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn no_file() -> ExitCode {
-    complain("kvway: no configuration file: give one with -c FILE or KVWAY_CONFIG");
+fn misused(what: &str) -> ExitCode {
+    complain(&format!("kvway: {what}"));
     USAGE.into()
 }
 

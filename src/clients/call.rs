@@ -64,7 +64,6 @@ impl CallError {
             error if error.is_connect() => Reason::Connect,
             error if error.is_timeout() => Reason::Timeout,
             error if error.is_builder() => Reason::NoEndpoint,
-            error if error.is_decode() => Reason::Undecodable("its encoding"),
             _ => Reason::Broken,
         };
         Self { operation, reason }

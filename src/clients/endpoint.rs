@@ -37,6 +37,8 @@ pub struct Post<'a> {
     pub authorization: Option<&'a HeaderValue>,
     /// The longest answer that is taken.
     pub answer_bytes_max: usize,
+    /// How long the call may take once it has its place among those in flight; `None` = until the deadline.
+    pub time: Option<Duration>,
 }
 
 /// A client with what all calls have in common.
@@ -60,7 +62,8 @@ impl Endpoint {
         Ok(Self { client: builder.build()?, base, calls })
     }
 
-    /// Sends JSON and takes the answer of a success, all of it before the deadline.
+    /// Sends JSON and takes the answer of a success. The place among the calls in flight is waited for until the deadline,
+    /// and so is the answer unless the call says otherwise.
     ///
     /// # Errors
     /// See [`Reason`].
@@ -81,6 +84,7 @@ impl Endpoint {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
+        let deadline = post.time.map_or(deadline, |time| Instant::now() + time);
         match timeout_at(deadline, answer(operation, request, post.answer_bytes_max)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(CallError::new(operation, Reason::Timeout)),

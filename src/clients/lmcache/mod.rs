@@ -140,7 +140,7 @@ impl Lmcache {
                 (lookup, coordinator::LOOKUP_BYTES_MAX, coordinator::read_placements)
             }
         };
-        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max };
+        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max, time: None };
         let attempt = || {
             let deadline = deadline.min(Instant::now() + self.request_timeout);
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
@@ -158,7 +158,8 @@ impl Lmcache {
     }
 
     /// Has an instance do something with a prompt, each attempt within `control_timeout`; made again only when nothing
-    /// was sent. It is not to be dropped while it runs: an instance whose call is cut off takes no other.
+    /// was sent. It is not to be dropped while it runs: an instance whose call is cut off takes no other. A coordinator
+    /// pins for the whole fleet, and only what was cached without a salt.
     ///
     /// # Errors
     /// Of the last attempt; [`Reason::Unsupported`] where the protocol has no such action.
@@ -170,7 +171,15 @@ impl Lmcache {
         };
         let operation = action.name();
         let (path, body) = request.ok_or(CallError::new(operation, Reason::Unsupported))?;
-        let post = Post { operation, path, body, authorization: None, answer_bytes_max: ACTED_BYTES_MAX };
+        let post = Post {
+            operation,
+            path,
+            body,
+            authorization: None,
+            answer_bytes_max: ACTED_BYTES_MAX,
+            // All of it, however long it waited: a call that is cut off leaves the instance unable to act.
+            time: Some(self.control_timeout),
+        };
         let attempt = || {
             let deadline = Instant::now() + self.control_timeout;
             self.attempt(&post, deadline, |answer| read(answer, tokens.len()))

@@ -64,6 +64,7 @@ impl Tokenizer {
             body,
             authorization,
             answer_bytes_max: ANSWER_BYTES_MAX,
+            time: None,
         };
         let deadline = deadline.min(Instant::now() + self.request_timeout);
         let call = async { read(&self.endpoint.post(&post, deadline).await?) };

@@ -1,11 +1,12 @@
 //! Control actions at a controller.
 
-use super::{Cache, recorded_answer, tokens};
+use super::{Cache, LONG, recorded_answer, tokens};
 use kvway::clients::breaker::State;
 use kvway::clients::call::Reason;
 use kvway::clients::lmcache::{Acted, Action};
 use mocks::{ControllerOptions, Fault};
 use std::time::Duration;
+use tokio::time::Instant;
 
 fn pin() -> Action {
     Action::Pin { instance: "inst-a".to_owned(), location: "LocalCPUBackend".to_owned() }
@@ -79,12 +80,12 @@ async fn an_action_that_was_sent_is_never_sent_again() {
     for fault in faults {
         let cache = Cache::with(ControllerOptions::default(), |section| {
             section.control_timeout = Duration::from_millis(50);
-            section.circuit_breaker.failure_threshold = 1;
+            section.circuit_breaker.failure_threshold = 9;
         });
         cache.server.fail_always_on("/pin", fault.clone());
         let error = cache.client.act(&pin(), "tiny", &tokens(300)).await.unwrap_err();
         assert!(error.is_failure(), "{error}");
-        assert_eq!((cache.calls("/pin"), cache.state()), (1, State::Open), "{fault:?}");
+        assert_eq!((cache.calls("/pin"), cache.state()), (1, State::Closed), "{fault:?}");
     }
 }
 
@@ -94,7 +95,7 @@ async fn an_action_that_reached_nobody_is_tried_again() {
     server.stop().await;
     let error = client.act(&pin(), "tiny", &tokens(300)).await.unwrap_err();
     assert_eq!(error.reason, Reason::Connect);
-    assert_eq!(breaker.state(tokio::time::Instant::now()), State::Open, "after two attempts");
+    assert_eq!(breaker.state(Instant::now()), State::Open, "after two attempts");
 }
 
 #[tokio::test]
@@ -110,5 +111,39 @@ async fn an_action_has_its_own_time_and_not_that_of_a_request() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         gate.release();
     });
+    assert!(acted.is_ok(), "{acted:?}");
+}
+
+/// Leaps, and goes on with the real clock, on which the network runs.
+async fn leap(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn an_action_that_waited_for_its_place_still_has_all_its_time() {
+    let cache = Cache::with(ControllerOptions::default(), |section| {
+        section.max_conns_per_host = 1;
+        section.request_timeout = 10 * LONG;
+    });
+    cache.server.admit("inst-a", "LocalCPUBackend", &tokens(300));
+    let (lookups, pins) = (cache.server.hold_path("/lookup"), cache.server.hold_path("/pin"));
+    let (tokens, pin) = (tokens(300), pin());
+    let most = LONG * 9 / 10;
+    let looked_up = cache.client.look_up("tiny", None, &tokens, Instant::now() + 10 * LONG);
+    let acted = async {
+        lookups.waiting(1).await;
+        let time = async {
+            leap(most).await;
+            lookups.release();
+            pins.waiting(1).await;
+            leap(most).await;
+            pins.release();
+        };
+        tokio::join!(cache.client.act(&pin, "tiny", &tokens), time).0
+    };
+    let (looked_up, acted) = tokio::join!(looked_up, acted);
+    assert!(looked_up.is_ok(), "{looked_up:?}");
     assert!(acted.is_ok(), "{acted:?}");
 }

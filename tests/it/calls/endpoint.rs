@@ -8,6 +8,11 @@ use mocks::{Controller, ControllerOptions, Fault};
 use std::time::Duration;
 use tokio::time::Instant;
 
+fn post(answer_bytes_max: usize) -> Post<'static> {
+    let (operation, path, body) = ("pin", "/pin", Bytes::new());
+    Post { operation, path, body, authorization: None, answer_bytes_max, time: None }
+}
+
 #[tokio::test]
 async fn no_more_calls_are_in_flight_than_configured() {
     let cache = Cache::with(ControllerOptions::default(), |section| section.max_conns_per_host = 1);
@@ -50,7 +55,7 @@ async fn a_redirect_is_not_followed() {
     let base = format!("http://{}", server.address());
     let endpoint = Endpoint::new(Some(&base), &section(server.address())).unwrap();
     let body = Bytes::from_static(b"{\"tokens\":[1]}");
-    let post = Post { operation: "pin", path: "/pin", body, authorization: None, answer_bytes_max: 99 };
+    let post = Post { body, ..post(99) };
     let error = endpoint.post(&post, Instant::now() + LONG).await.unwrap_err();
     assert_eq!(error.reason, Reason::Status(307));
     assert_eq!(server.stats().path("/lookup").received, 0);
@@ -64,14 +69,16 @@ async fn an_answer_is_taken_up_to_its_bound() {
     let base = format!("http://{}", server.address());
     let endpoint = Endpoint::new(Some(&base), &section(server.address())).unwrap();
     for (bytes_max, fits) in [(10, true), (9, false)] {
-        let post = Post {
-            operation: "pin",
-            path: "/pin",
-            body: Bytes::new(),
-            authorization: None,
-            answer_bytes_max: bytes_max,
-        };
-        let answer = endpoint.post(&post, soon()).await.map_err(|error| error.reason);
+        let answer = endpoint.post(&post(bytes_max), soon()).await.map_err(|error| error.reason);
         assert_eq!(answer, if fits { Ok(b"0123456789".to_vec()) } else { Err(Reason::TooLong(9)) });
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_too_early_is_a_broken_connection() {
+    let cache = Cache::with(ControllerOptions::default(), |section| section.retry.max_attempts = 1);
+    let cut = "HTTP/1.1 200 x\r\ncontent-length: 99\r\n\r\n{\"layout_info\":{}}";
+    cache.server.fail_always_on("/lookup", Fault::Raw(Bytes::from(cut)));
+    let error = cache.client.look_up("tiny", None, &tokens(9), soon()).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_failure()), ("broken", true));
 }

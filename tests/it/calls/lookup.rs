@@ -3,7 +3,7 @@
 use super::{Cache, LONG, raw, recorded_answer, soon, tokens};
 use kvway::clients::breaker::State;
 use kvway::clients::call::{CallError, Reason};
-use kvway::clients::lmcache::Placement;
+use kvway::clients::lmcache::{Action, Placement};
 use mocks::{ControllerOptions, Fault};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -221,6 +221,15 @@ async fn a_deadline_that_has_passed_makes_no_call() {
     let result = cache.client.look_up("tiny", None, &tokens(9), Instant::now()).await;
     assert_eq!(result.unwrap_err().reason, Reason::Timeout);
     assert_eq!((cache.calls(LOOKUP), cache.state()), (0, State::Closed));
+}
+
+#[tokio::test]
+async fn calls_may_be_made_from_any_thread() {
+    fn sendable<T: Send>(_call: &T) {}
+    let (cache, tokens) = (Cache::new(), tokens(9));
+    let clear = Action::Clear { instance: "a".to_owned(), location: "cpu".to_owned() };
+    sendable(&cache.client.look_up("tiny", None, &tokens, soon()));
+    sendable(&cache.client.act(&clear, "tiny", &tokens));
 }
 
 #[tokio::test]
