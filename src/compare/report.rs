@@ -74,7 +74,7 @@ pub struct Cached {
 pub struct Seen {
     /// Tries, by `cluster/backend`.
     pub backends: BTreeMap<String, u64>,
-    /// Lookups at LMCache.
+    /// Lookups at LMCache that a request waited for.
     pub lookups: u64,
     /// Those that found a part of the prompt.
     pub lookups_matched: u64,
@@ -191,8 +191,8 @@ fn row(
 
 fn share(part: u64, whole: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "counts of requests and tokens are far below 2^52")]
-    let percent = if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 };
-    format!("{percent:.1} %")
+    let percent = 100.0 * part as f64 / whole as f64;
+    if whole == 0 { "-".to_owned() } else { format!("{percent:.1} %") }
 }
 
 fn difference(unique: f64, repeated: f64) -> String {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub(super) struct Counters {
     /// Tries, by `cluster/backend`.
     backends: BTreeMap<String, u64>,
-    /// Lookups, by outcome.
+    /// Lookups that a request waited for, by outcome.
     lookups: BTreeMap<String, u64>,
     /// Requests by what came of their hint.
     hints: BTreeMap<String, u64>,
@@ -24,7 +24,9 @@ impl Counters {
                 "kvway_upstream_requests_total" => {
                     (&mut counters.backends, format!("{}/{}", label("cluster"), label("backend")))
                 }
-                "kvway_kvcache_lookups_total" => (&mut counters.lookups, label("outcome")),
+                "kvway_kvcache_lookups_total" if label("by") == "request" => {
+                    (&mut counters.lookups, label("outcome"))
+                }
                 "kvway_kvcache_hints_total" => (&mut counters.hints, label("outcome")),
                 _ => continue,
             };
@@ -117,7 +119,7 @@ nonsense
             seen.backends.iter().map(|(name, count)| (name.as_str(), *count)).collect::<Vec<_>>(),
             [("demo/vllm-0", 4), ("demo/vllm-1", 5)]
         );
-        assert_eq!((seen.lookups, seen.lookups_matched, seen.hints_followed), (7, 6, 4));
+        assert_eq!((seen.lookups, seen.lookups_matched, seen.hints_followed), (5, 4, 4));
     }
 
     #[test]
