@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Keeps what is written.
 #[derive(Clone, Default)]
-struct Paper(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Paper(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Paper {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -24,13 +24,13 @@ impl Write for Paper {
 }
 
 impl Paper {
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+    pub(crate) fn listen(&self) -> tracing::subscriber::DefaultGuard {
         let paper = self.clone();
         let log = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
         tracing::subscriber::set_default(log.with_writer(move || paper.clone()).finish())
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().clone()).unwrap();
         text.lines().filter(|line| line.contains("[kvcache]")).map(str::to_owned).collect()
     }
