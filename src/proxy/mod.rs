@@ -19,6 +19,7 @@ pub mod deadline;
 pub mod guard;
 pub mod hint;
 pub mod json;
+pub mod key;
 pub mod peer;
 pub mod prompt;
 pub mod reject;
@@ -47,6 +48,7 @@ use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use prompt::{Prompt, Reading};
 use reject::Reject;
 use request::RequestCtx;
 use retry::{Cause, RetryBudget};
@@ -57,6 +59,9 @@ use tokio::time::Instant;
 
 /// The header that carries a request's id, from the client or made here.
 pub const REQUEST_ID: &str = "x-request-id";
+
+/// The header that tells which backend was chosen, and why; one that a backend sends is replaced.
+pub const DECISION: &str = "x-kvway-decision";
 
 /// The path whose answer is merged from all clusters.
 const MODELS_PATH: &str = "/v1/models";
@@ -73,6 +78,8 @@ pub struct Gateway {
     pub clusters: Vec<Arc<Cluster>>,
     /// Which request goes to which cluster.
     pub routes: Routes,
+    /// How much of a body is to be understood.
+    pub reading: Reading,
     /// The share of requests that may be retried.
     pub retry_budget: RetryBudget,
     /// The bytes of bodies that may be held.
@@ -113,8 +120,8 @@ impl Gateway {
             .await
             .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
-        ctx.prompt = understand(&body.bytes).await;
         let path = session.req_header().uri.path();
+        ctx.prompt = understand(&body.bytes, path, self.reading).await;
         let index = match self.routes.find(path, ctx.prompt.model.as_deref()) {
             // Which models there are is only not known yet.
             Err(_) if path == MODELS_PATH => return Err(Reject::no_backend().into()),
@@ -122,8 +129,11 @@ impl Gateway {
         };
         ctx.cluster = self.clusters.get(index).cloned();
         self.retry_budget.pay_in();
+        ctx.keep(body.share);
+        let deadline = ctx.started + self.timeouts.total;
+        ctx.ask_for_hint(session.req_header(), &body.bytes, deadline).await;
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
-        ctx.keep(replay::install(session.as_downstream_mut(), body.bytes, deadlines), body.share);
+        ctx.install(replay::install(session.as_downstream_mut(), body.bytes, deadlines));
         Ok(())
     }
 
@@ -201,12 +211,12 @@ impl Gateway {
 }
 
 /// Reads the body, away from the async workers where it is long.
-async fn understand(body: &Bytes) -> prompt::Prompt {
+async fn understand(body: &Bytes, path: &str, reading: Reading) -> Prompt {
     if body.len() <= prompt::INLINE_BYTES_MAX {
-        return prompt::parse(body);
+        return prompt::parse(body, path, reading);
     }
-    let body = body.clone();
-    tokio::task::spawn_blocking(move || prompt::parse(&body)).await.unwrap_or_default()
+    let (body, path) = (body.clone(), path.to_owned());
+    tokio::task::spawn_blocking(move || prompt::parse(&body, &path, reading)).await.unwrap_or_default()
 }
 
 #[async_trait]
@@ -288,6 +298,9 @@ impl ProxyHttp for Gateway {
         }
         upstream::strip_hop_by_hop(header);
         header.insert_header(REQUEST_ID, ctx.id.clone())?;
+        if let Some(decision) = ctx.decision() {
+            header.insert_header(DECISION, decision)?;
+        }
         ctx.answer_started(header);
         Ok(())
     }
