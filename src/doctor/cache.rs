@@ -16,7 +16,6 @@ use futures::future::join_all;
 use prometheus::{IntCounterVec, Opts};
 use reqwest::Client;
 use serde_json::Value;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -178,42 +177,37 @@ impl<'a> Cache<'a> {
         if !known.is_empty() && found.iter().all(Vec::is_empty) {
             return vec![self.nothing_found(known.len()).await];
         }
-        let mut findings = Vec::new();
-        let mut unknown = BTreeSet::new();
-        for ((probe, tokens), placements) in known.iter().zip(found) {
-            let (backend, instances) = (probe.backend, placements.iter().map(|it| it.instance.as_str()));
-            let owner = |instance: &str| self.cluster.backends.iter().find(|other| name(other) == instance);
-            if placements.is_empty() {
-                findings.push(self.broken(
-                    &backend.id,
-                    "computes prompts that LMCache does not learn of",
-                    "start it with LMCache (--kv-transfer-config) and the controller's address, and the others' PYTHONHASHSEED",
-                ));
-            } else if let Some(own) = placements.iter().find(|it| it.instance == name(backend)) {
-                let fact = format!(
-                    "is {} for LMCache, with {} of {} tokens",
-                    own.instance,
-                    own.tokens,
-                    tokens.len()
-                );
-                findings.push(Finding::well(&self.cluster.name, &backend.id, fact));
-            } else if let Some(other) = instances.clone().find_map(owner) {
-                findings.push(self.broken(
-                    &backend.id,
-                    format!("is {} for LMCache, which is the name of {}", name(other), other.id),
-                    "exchange the `id` or `lmcache_instance_id` of these backends, or their addresses",
-                ));
-            } else {
-                for instance in instances.filter(|instance| unknown.insert((*instance).to_owned())) {
-                    findings.push(self.broken(
-                        &backend.id,
-                        format!("is {} for LMCache, and no backend has that name", shown(instance)),
-                        "set its `lmcache_instance_id` to that name, or its `id`",
-                    ));
-                }
-            }
+        let placed = known.iter().zip(found);
+        placed.map(|((probe, tokens), found)| self.judge(probe.backend, tokens.len(), &found)).collect()
+    }
+
+    /// Whether LMCache has an engine's prompt under its name.
+    fn judge(&self, backend: &Backend, tokens: usize, found: &[Placement]) -> Finding {
+        if let Some(own) = found.iter().find(|it| it.instance == name(backend)) {
+            let fact = format!("is {} for LMCache, with {} of {tokens} tokens", own.instance, own.tokens);
+            return Finding::well(&self.cluster.name, &backend.id, fact);
         }
-        findings
+        let Some(most) = found.iter().max_by_key(|it| it.tokens) else {
+            return self.broken(
+                &backend.id,
+                "computes prompts that LMCache does not learn of",
+                "start it with LMCache (--kv-transfer-config), the controller's address and the others' PYTHONHASHSEED",
+            );
+        };
+        let instance = shown(&most.instance);
+        match self.cluster.backends.iter().find(|other| name(other) == most.instance) {
+            Some(other) => self.broken(
+                &backend.id,
+                format!("is {instance} for LMCache, which is the name of {}", other.id),
+                "the engines' names in LMCache are exchanged, or the same: give each its own, and each backend its \
+                 engine's as `lmcache_instance_id`",
+            ),
+            None => self.broken(
+                &backend.id,
+                format!("is {instance} for LMCache, and no backend has that name"),
+                "set its `lmcache_instance_id` to that name",
+            ),
+        }
     }
 
     /// Why no prompt of any engine is found, as far as LMCache's own counts tell.
