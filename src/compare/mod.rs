@@ -88,7 +88,8 @@ pub async fn run(plan: &Plan) -> Result<Report, CompareError> {
     let repeated = Phase::new(&tally, seen(start.as_ref(), counted.as_ref()));
 
     if !filter {
-        let off = "the KV-cache filter is off for this model: repeated prompts are balanced as any other";
+        let off = "the KV-cache filter is off for this model (`kvcache.enabled`, `token_cache.enabled` and `policy` of \
+                   its cluster): repeated prompts are balanced as any other";
         warnings.insert(0, off.to_owned());
     }
     let model = sender.model().to_owned();
@@ -121,7 +122,8 @@ async fn warm_up(
     }
     let count = prompts.len();
     warnings.push(format!(
-        "after {WARM_UPS_MAX} rounds {followed} of {count} repeated prompts are routed by a hint: `kvway doctor` tells why"
+        "after {WARM_UPS_MAX} rounds {followed} of {count} repeated prompts are routed by a hint: `kvway doctor` tells why, \
+         unless they are shorter than `lookup_tokens_min`"
     ));
     Ok(before)
 }

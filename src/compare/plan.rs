@@ -2,7 +2,7 @@
 
 use super::CompareError;
 use crate::arguments::{ApiKey, Compare};
-use crate::config::{Config, Route, Secret};
+use crate::config::{Cluster, Config, Policy, Route, Secret};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngCore, SeedableRng};
@@ -45,7 +45,7 @@ pub struct Plan {
     pub timeout: Duration,
     /// Makes prompts that no other run has sent.
     pub seed: u64,
-    /// Which models belong to which cluster, and whether its filter is on.
+    /// Which models belong to which cluster, and whether it routes by caches.
     pub filters: Vec<(Route, bool)>,
 }
 
@@ -63,7 +63,7 @@ impl Plan {
         let admin =
             compare.admin.or(config.admin.address).map(|address| format!("http://{}", reachable(address)));
         let is_on = |route: &Route| {
-            config.clusters.iter().any(|cluster| cluster.name == route.cluster && cluster.kvcache.enabled)
+            config.clusters.iter().any(|cluster| cluster.name == route.cluster && routes_by_caches(cluster))
         };
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
@@ -89,7 +89,7 @@ impl Plan {
         if self.chat { "/v1/chat/completions" } else { "/v1/completions" }
     }
 
-    /// Whether the gateway's filter is on for a model.
+    /// Whether the gateway routes by caches for a model.
     #[must_use]
     pub fn has_filter(&self, model: &str) -> bool {
         self.filters
@@ -123,6 +123,12 @@ impl Plan {
     }
 }
 
+/// Whether a prompt that is known goes where it is cached.
+fn routes_by_caches(cluster: &Cluster) -> bool {
+    let kvcache = &cluster.kvcache;
+    cluster.policy == Policy::LmcacheOnly && kvcache.enabled && kvcache.token_cache.enabled
+}
+
 /// Where to connect to, to reach what listens at an address.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -146,7 +152,7 @@ mod tests {
         };
         let backends = "    backends: [{id: a, address: \"127.0.0.1:1\"}]";
         let text = format!(
-            "{text}\nclusters:\n  - name: on\n    kvcache: {{enabled: true, vllm_endpoint: \"http://a\", lmcache_endpoint: \"http://b\"}}\n{backends}\n  - name: off\n{backends}\nroutes: [{{model: \"big*\", cluster: on}}, {{cluster: off}}]\n"
+            "{text}\nclusters:\n  - name: on\n    policy: lmcache_only\n    kvcache: {{enabled: true, token_cache: {{enabled: true}}, vllm_endpoint: \"http://a\", lmcache_endpoint: \"http://b\"}}\n{backends}\n  - name: off\n{backends}\nroutes: [{{model: \"big*\", cluster: on}}, {{cluster: off}}]\n"
         );
         Plan::new(&compare, &Config::parse(&text, "test.yaml", &|_| None).unwrap(), 1)
     }

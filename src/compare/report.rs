@@ -16,7 +16,7 @@ pub struct Report {
     pub url: String,
     /// The model.
     pub model: String,
-    /// Whether the gateway's KV-cache filter is on for it, by its configuration.
+    /// Whether the gateway routes it by caches, by its configuration.
     pub filter: bool,
     /// How many prompts were repeated.
     pub prompts: usize,
