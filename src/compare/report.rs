@@ -80,6 +80,8 @@ pub struct Seen {
     pub lookups_matched: u64,
     /// Requests that went to the backend that LMCache named.
     pub hints_followed: u64,
+    /// The others, by what there was instead of a hint that could be followed.
+    pub hints_missed: BTreeMap<String, u64>,
 }
 
 impl Times {
@@ -135,6 +137,14 @@ impl Report {
                 let (failed, requests) = (phase.failed, phase.requests);
                 warnings.push(format!("{failed} of {requests} {name} requests failed: {failure}"));
             }
+        }
+        let missed =
+            self.repeated.seen.as_ref().map(|seen| &seen.hints_missed).filter(|missed| !missed.is_empty());
+        if let (true, Some(missed)) = (self.filter, missed) {
+            let (count, all) = (missed.values().sum::<u64>(), self.repeated.requests);
+            let shown: Vec<_> = missed.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
+            let shown = shown.join(", ");
+            warnings.push(format!("{count} of {all} repeated requests were routed without a hint: {shown}"));
         }
         let tries = |phase: &Phase| phase.seen.as_ref().map(|seen| seen.backends.values().sum::<u64>());
         match (tries(&self.unique), tries(&self.repeated)) {
@@ -272,7 +282,7 @@ mod tests {
         };
         let answers: Vec<_> = milliseconds.map(answer).collect();
         let backends = backends.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-        let seen = Seen { backends, lookups: 90, lookups_matched: 45, hints_followed: 88 };
+        let seen = Seen { backends, lookups: 90, lookups_matched: 45, hints_followed: 88, ..Seen::default() };
         Phase::new(&Tally { sent: answers.len(), answers, first_failure: None }, Some(seen))
     }
 
@@ -329,5 +339,14 @@ mod tests {
         assert!(warning(0, Some(0)).starts_with("no metrics were seen"));
         assert!(warning(101, Some(0)).contains("more requests than were sent"));
         assert!(warning(100, None).contains("--enable-prompt-tokens-details"));
+
+        let mut missed = phase((0..100).map(|_| 1), Some(0), &[("c/a", 100)]);
+        let unique = missed.clone();
+        if let Some(seen) = &mut missed.seen {
+            seen.hints_missed = [("breaker_open".to_owned(), 7), ("timeout".to_owned(), 5)].into();
+        }
+        let warnings = report(unique, missed).warnings;
+        let said = "12 of 100 repeated requests were routed without a hint: breaker_open 7, timeout 5";
+        assert_eq!(warnings, [said]);
     }
 }

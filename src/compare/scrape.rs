@@ -43,12 +43,16 @@ impl Counters {
             };
             now.iter().map(growth).collect()
         };
+        let mut hints = grown(&self.hints, &earlier.hints);
+        let hints_followed = hints.remove("followed").unwrap_or_default();
+        hints.retain(|_, count| *count > 0);
         let lookups = grown(&self.lookups, &earlier.lookups);
         Seen {
             backends: grown(&self.backends, &earlier.backends),
             lookups: lookups.values().sum(),
             lookups_matched: lookups.get("match").copied().unwrap_or_default(),
-            hints_followed: grown(&self.hints, &earlier.hints).get("followed").copied().unwrap_or_default(),
+            hints_followed,
+            hints_missed: hints,
         }
     }
 }
@@ -120,6 +124,7 @@ nonsense
             [("demo/vllm-0", 4), ("demo/vllm-1", 5)]
         );
         assert_eq!((seen.lookups, seen.lookups_matched, seen.hints_followed), (5, 4, 4));
+        assert_eq!(seen.hints_missed.into_iter().collect::<Vec<_>>(), [("no_match".to_owned(), 9)]);
     }
 
     #[test]
@@ -128,6 +133,7 @@ nonsense
         let end = Counters::parse(&PAGE.replace("\"match\"} 4", "\"match\"} 10").replace("} 5", "} 6"));
         let seen = end.since(&start);
         assert_eq!((seen.lookups, seen.lookups_matched, seen.hints_followed), (6, 6, 0));
+        assert!(seen.hints_missed.is_empty());
         assert_eq!(seen.backends.values().sum::<u64>(), 1);
     }
 
