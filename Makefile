@@ -9,6 +9,8 @@ SHELL := /bin/bash
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
+LMCACHE := .venv-lmcache
+VLLM := .venv-vllm
 export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## this list
@@ -17,7 +19,7 @@ help: ## this list
 demo: tools ## run the gateway before an embedded fleet, and show what it does
 	cargo run -- demo
 
-test: tools $(OPENAI)/ready ## run all tests
+test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
 
 check: tools ## format, lints, documentation, shipped configurations
@@ -41,4 +43,10 @@ $(OPENAI)/ready: tests/python/requirements.txt
 	@.ci/install python
 	python3 -m venv $(OPENAI)
 	$(OPENAI)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(LMCACHE)/ready: tests/real/lmcache/requirements.txt
+	@.ci/install python
+	python3 -m venv $(LMCACHE)
+	$(LMCACHE)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
