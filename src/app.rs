@@ -14,7 +14,9 @@ use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
+use crate::proxy::key::Secret;
 use crate::proxy::peer::Rules;
+use crate::proxy::prompt::Reading;
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
@@ -153,6 +155,7 @@ impl App {
             retries: self.config.retries.clone(),
             clusters: self.clusters.clone(),
             routes: Routes::new(&self.config.routes, index),
+            reading: self.reading(),
             retry_budget: RetryBudget::new(self.config.retries.budget_ratio),
             budget: Arc::clone(&self.budget),
             models: Arc::clone(&self.models),
@@ -173,6 +176,13 @@ impl App {
         let refused = self.metrics.connections_refused.clone();
         let header_limits = HeaderLimits::new(&self.config.limits, &self.config.timeouts, refused.clone());
         Guard::new(Arc::new(proxy), Arc::clone(&self.connections), header_limits, refused)
+    }
+
+    /// Prompts are keyed where a cluster makes use of keys.
+    fn reading(&self) -> Reading {
+        let on =
+            || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
+        Reading { secret: on().next().map(|_| Secret::new(rand::random())), text: on().any(pins) }
     }
 
     /// The service that keeps the model list.
@@ -421,6 +431,11 @@ fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) 
         backend_metrics: cluster.backends.iter().map(of_backend).collect(),
         fleet,
     })
+}
+
+/// Whether it matters which prompts are hot.
+fn pins(kvcache: &config::KvCache) -> bool {
+    kvcache.cache_strategy.enable_pinning && kvcache.cache_strategy.hot_content_threshold > 0
 }
 
 fn base_url(backend: &config::Backend) -> String {

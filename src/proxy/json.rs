@@ -1,5 +1,4 @@
-//! A reader of JSON that looks at each byte once and at most of them only in passing: it finds the fields of an object and
-//! where their values end. Pure.
+//! A reader of JSON that looks at each byte once and at most of them only in passing. Pure.
 //!
 //! For [`super::prompt`], which wants a few fields of bodies that may be megabytes long and comes from anybody: so it keeps
 //! no stack (nesting costs nothing), copies nothing, and checks only what it needs to find its way. What it does not
@@ -8,44 +7,174 @@
 use memchr::{memchr, memchr_iter};
 use std::borrow::Cow;
 
-/// The fields of the object that a text begins with, each as its key and the bytes of its value.
-pub struct Fields<'a> {
-    rest: &'a [u8],
+/// A place in a JSON text.
+pub struct Json<'a> {
+    text: &'a [u8],
+    at: usize,
+    broken: bool,
 }
 
-impl<'a> Fields<'a> {
-    /// Reads `text`, which has no fields when it is not an object.
+impl<'a> Json<'a> {
+    /// The start of `text`.
     #[must_use]
-    pub fn of(text: &'a [u8]) -> Self {
-        Self { rest: text.trim_ascii_start().strip_prefix(b"{").unwrap_or_default() }
+    pub fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, broken: false }
     }
-}
 
-impl<'a> Iterator for Fields<'a> {
-    type Item = (Cow<'a, str>, &'a [u8]);
+    /// Whether something was met that is not understood; nothing is read from there on.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
-        let rest = self.rest.trim_ascii_start();
-        let rest = rest.strip_prefix(b",").unwrap_or(rest).trim_ascii_start();
-        // Whatever goes wrong from here on: nothing more is read.
-        self.rest = &[];
-        let (key, rest) = rest.split_at_checked(string_length(rest)?)?;
-        let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
-        let (value, rest) = rest.split_at_checked(value_length(rest)?)?;
-        let key = string(key)?;
-        self.rest = rest;
-        Some((key, value))
+    /// The byte that the next value begins with.
+    pub fn kind(&mut self) -> Option<u8> {
+        self.at += self.rest().iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        self.rest().first().copied()
+    }
+
+    /// Reads the object that stands here: `field` is called at the value of each key, and reads it or leaves it.
+    pub fn object(&mut self, mut field: impl FnMut(&mut Self, &str)) {
+        if !self.take(b'{') {
+            return self.give_up();
+        }
+        let mut first = true;
+        while !self.broken && !self.take(b'}') {
+            if !first && !self.take(b',') {
+                return self.give_up();
+            }
+            first = false;
+            let Some(key) = self.string() else { return self.give_up() };
+            if !self.take(b':') {
+                return self.give_up();
+            }
+            self.value(|json| field(json, &key));
+        }
+    }
+
+    /// Reads the array that stands here: `element` is called at each value, and reads it or leaves it.
+    pub fn array(&mut self, mut element: impl FnMut(&mut Self)) {
+        if !self.take(b'[') {
+            return self.give_up();
+        }
+        let mut first = true;
+        while !self.broken && !self.take(b']') {
+            if !first && !self.take(b',') {
+                return self.give_up();
+            }
+            first = false;
+            self.value(&mut element);
+        }
+    }
+
+    /// Passes over the next value, whose bytes are returned; none where it does not end.
+    pub fn skip(&mut self) -> &'a [u8] {
+        self.kind();
+        let value = value_length(self.rest()).and_then(|length| self.rest().get(..length));
+        let Some(value) = value else {
+            self.give_up();
+            return &[];
+        };
+        self.at += value.len();
+        value
+    }
+
+    /// Reads the next value with `read`, and returns its bytes.
+    pub fn raw(&mut self, read: impl FnOnce(&mut Self)) -> &'a [u8] {
+        self.kind();
+        let start = self.at;
+        read(self);
+        self.text.get(start..self.at).unwrap_or_default()
+    }
+
+    /// The next value where it is a string; any other is passed over.
+    pub fn string(&mut self) -> Option<Cow<'a, str>> {
+        string(self.skip())
+    }
+
+    fn value(&mut self, read: impl FnOnce(&mut Self)) {
+        self.kind();
+        let start = self.at;
+        read(self);
+        if self.at == start && !self.broken {
+            self.skip();
+        }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        let there = self.kind() == Some(byte);
+        self.at += usize::from(there);
+        there
+    }
+
+    fn give_up(&mut self) {
+        self.broken = true;
+        self.at = self.text.len();
     }
 }
 
 /// The text of a JSON string with its quotes, borrowed where it has no escapes; `None` when it is none.
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
-    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let inner = inner(value)?;
     if memchr(b'\\', inner).is_none() {
         return std::str::from_utf8(inner).ok().map(Cow::Borrowed);
     }
     serde_json::from_slice(value).ok().map(Cow::Owned)
+}
+
+/// The text of a JSON string with its quotes, piece by piece and without copying what has no escapes; nothing when it is no
+/// string. What is no UTF-8, and half a surrogate pair, become U+FFFD.
+pub fn pieces(value: &[u8], mut piece: impl FnMut(&str)) {
+    let mut rest = inner(value).unwrap_or_default();
+    loop {
+        let plain = memchr(b'\\', rest).unwrap_or(rest.len());
+        let (text, escaped) = rest.split_at(plain);
+        match std::str::from_utf8(text) {
+            Ok("") => {}
+            Ok(text) => piece(text),
+            Err(_) => piece(&String::from_utf8_lossy(text)),
+        }
+        let Some((character, length)) = unescape(escaped) else { return };
+        piece(character.encode_utf8(&mut [0; 4]));
+        rest = escaped.get(length..).unwrap_or_default();
+    }
+}
+
+/// The character that `text` begins with, written as an escape, and the length of the escape.
+fn unescape(text: &[u8]) -> Option<(char, usize)> {
+    let character = match text.get(1)? {
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        b'u' => return Some(unescape_unicode(text)),
+        other => char::from(*other),
+    };
+    Some((character, 2))
+}
+
+fn unescape_unicode(text: &[u8]) -> (char, usize) {
+    let unit = |at: usize| {
+        let digits = text.get(at..)?.strip_prefix(b"\\u")?.get(..4)?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let Some(first) = unit(0) else { return (char::REPLACEMENT_CHARACTER, 2) };
+    let units = [Some(first), unit(6)];
+    let mut decoded = char::decode_utf16(units.into_iter().flatten());
+    match decoded.next() {
+        Some(Ok(character)) => (character, 6 * character.len_utf16()),
+        _ => (char::REPLACEMENT_CHARACTER, 6),
+    }
+}
+
+fn inner(value: &[u8]) -> Option<&[u8]> {
+    value.strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
 /// The length of the value at the start of `text`; `None` when it does not end.
@@ -118,24 +247,92 @@ mod tests {
         })
     }
 
+    /// The whole of `json` as serde sees it, read with nothing but the reader.
+    fn value(json: &mut Json<'_>) -> Value {
+        match json.kind() {
+            Some(b'{') => {
+                let mut fields = serde_json::Map::new();
+                json.object(|json, key| {
+                    fields.insert(key.to_owned(), value(json));
+                });
+                Value::Object(fields)
+            }
+            Some(b'[') => {
+                let mut elements = Vec::new();
+                json.array(|json| elements.push(value(json)));
+                Value::Array(elements)
+            }
+            Some(b'"') => Value::String(json.string().unwrap().into_owned()),
+            _ => serde_json::from_slice(json.skip()).unwrap(),
+        }
+    }
+
     proptest! {
         #[test]
         fn it_reads_what_a_strict_parser_reads(fields in prop::collection::btree_map(any::<String>(), any_json(), 0..6), pretty: bool) {
             let object = Value::Object(fields.into_iter().collect());
             let text = if pretty { format!(" {object:#} ") } else { object.to_string() };
-            let read: Vec<(String, Value)> = Fields::of(text.as_bytes())
-                .map(|(key, value)| (key.into_owned(), serde_json::from_slice(value).unwrap()))
-                .collect();
-            let strict: Vec<(String, Value)> = object.as_object().unwrap().clone().into_iter().collect();
-            prop_assert_eq!(read, strict);
+            let mut json = Json::new(text.as_bytes());
+            prop_assert_eq!(value(&mut json), object);
+            prop_assert!(!json.is_broken());
+        }
+
+        #[test]
+        fn fields_that_are_left_are_passed_over(fields in prop::collection::btree_map(any::<String>(), any_json(), 0..6)) {
+            let object = Value::Object(fields.into_iter().collect());
+            let text = object.to_string();
+            let (mut keys, mut bytes) = (Vec::new(), Vec::new());
+            let mut json = Json::new(text.as_bytes());
+            json.object(|json, key| {
+                keys.push(key.to_owned());
+                if keys.len() % 2 == 0 {
+                    bytes.push(json.raw(|json| { json.skip(); }).to_vec());
+                }
+            });
+            prop_assert!(!json.is_broken());
+            prop_assert_eq!(&keys, &object.as_object().unwrap().keys().cloned().collect::<Vec<_>>());
+            for (key, bytes) in keys.iter().skip(1).step_by(2).zip(bytes) {
+                prop_assert_eq!(&serde_json::from_slice::<Value>(&bytes).unwrap(), &object[key]);
+            }
+        }
+
+        #[test]
+        fn pieces_are_the_text(text: String, ascii: bool) {
+            let mut written = serde_json::to_string(&text).unwrap();
+            if ascii {
+                written = written.chars().map(|c| if c.is_ascii() { c.to_string() } else {
+                    c.encode_utf16(&mut [0; 2]).iter().fold(String::new(), |all, unit| format!("{all}\\u{unit:04x}"))
+                }).collect();
+            }
+            let mut read = String::new();
+            pieces(written.as_bytes(), |piece| read.push_str(piece));
+            prop_assert_eq!(read, text);
         }
 
         #[test]
         fn no_input_makes_it_fail(text in prop::collection::vec(prop_oneof![
-            Just(b'{'), Just(b'}'), Just(b'['), Just(b']'), Just(b'"'), Just(b'\\'), Just(b':'), Just(b','), any::<u8>()
+            Just(b'{'), Just(b'}'), Just(b'['), Just(b']'), Just(b'"'), Just(b'\\'), Just(b'u'), Just(b':'), Just(b','), any::<u8>()
         ], 0..64)) {
-            let bytes: usize = Fields::of(&text).map(|(_, value)| value.len()).sum();
+            let mut bytes = 0;
+            Json::new(&text).object(|json, _| {
+                bytes += json.raw(|json| json.array(|json| pieces(json.skip(), |_| {}))).len();
+            });
             prop_assert!(bytes <= text.len());
+            pieces(&text, |_| {});
+        }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_replaced() {
+        for (written, text) in [
+            (r#""a\ud83d\ude00b""#, "a\u{1f600}b"),
+            (r#""\ud83dx""#, "\u{fffd}x"),
+            (r#""\ud83d\n""#, "\u{fffd}\n"),
+            (r#""\u12""#, "\u{fffd}12"),
+        ] {
+            let mut read = String::new();
+            pieces(written.as_bytes(), |piece| read.push_str(piece));
+            assert_eq!(read, text, "{written}");
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod deadline;
 pub mod guard;
 pub mod hint;
 pub mod json;
+pub mod key;
 pub mod peer;
 pub mod prompt;
 pub mod reject;
@@ -47,6 +48,7 @@ use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use prompt::{Prompt, Reading};
 use reject::Reject;
 use request::RequestCtx;
 use retry::{Cause, RetryBudget};
@@ -73,6 +75,8 @@ pub struct Gateway {
     pub clusters: Vec<Arc<Cluster>>,
     /// Which request goes to which cluster.
     pub routes: Routes,
+    /// How much of a body is to be understood.
+    pub reading: Reading,
     /// The share of requests that may be retried.
     pub retry_budget: RetryBudget,
     /// The bytes of bodies that may be held.
@@ -113,8 +117,8 @@ impl Gateway {
             .await
             .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
-        ctx.prompt = understand(&body.bytes).await;
         let path = session.req_header().uri.path();
+        ctx.prompt = understand(&body.bytes, path, self.reading).await;
         let index = match self.routes.find(path, ctx.prompt.model.as_deref()) {
             // Which models there are is only not known yet.
             Err(_) if path == MODELS_PATH => return Err(Reject::no_backend().into()),
@@ -201,12 +205,12 @@ impl Gateway {
 }
 
 /// Reads the body, away from the async workers where it is long.
-async fn understand(body: &Bytes) -> prompt::Prompt {
+async fn understand(body: &Bytes, path: &str, reading: Reading) -> Prompt {
     if body.len() <= prompt::INLINE_BYTES_MAX {
-        return prompt::parse(body);
+        return prompt::parse(body, path, reading);
     }
-    let body = body.clone();
-    tokio::task::spawn_blocking(move || prompt::parse(&body)).await.unwrap_or_default()
+    let (body, path) = (body.clone(), path.to_owned());
+    tokio::task::spawn_blocking(move || prompt::parse(&body, &path, reading)).await.unwrap_or_default()
 }
 
 #[async_trait]

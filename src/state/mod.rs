@@ -6,10 +6,16 @@
 //! | [`budget::Budget`] | `proxy::body` | `proxy`, `admin` | `limits.buffered_bytes_max` | 503 with Retry-After, counted |
 //! | [`lifecycle::Lifecycle`] | `shutdown`, `proxy` (requests in flight) | `admin`, `proxy` | three counters | – |
 //! | [`models::ModelList`] | `background::models` | `proxy` | `limits.models_bytes_max` per cluster | the answer is not taken, counted |
+//! | [`hotness::Hotness`] | `proxy` (accesses) | `proxy`, `background` | `hot_max_keys` prompts per cluster, the threshold's accesses each | the least recently seen prompt is forgotten |
+//! | [`tokens::TokenCache`] | `background` | `proxy`, `background` | `token_cache.max_size` and `max_bytes` per cluster | the least recently used goes, counted |
+//! | [`flights::Flights`] | `background` | `background` | the calls in flight | – |
 //!
 //! Nothing here names another room.
 
 pub mod budget;
 pub mod fleet;
+pub mod flights;
+pub mod hotness;
 pub mod lifecycle;
 pub mod models;
+pub mod tokens;

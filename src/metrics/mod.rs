@@ -3,8 +3,12 @@
 //! May be named by all rooms and names none. Labels are bounded: clusters and backends come from the configuration,
 //! the rest from enumerations; nothing that a client sends becomes a label.
 
+mod kvcache;
+
+pub use kvcache::{By, KvCacheMetrics, TokenCacheMetrics};
+
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
@@ -47,6 +51,7 @@ pub struct Metrics {
     pub model_lists_failed: IntCounterVec,
     /// State read at the moment of the scrape.
     pub gauges: Gauges,
+    kvcache: kvcache::KvCacheVecs,
 }
 
 /// Gauges that are set from the state when the metrics are read.
@@ -163,6 +168,7 @@ impl Metrics {
                 &["cluster"],
             )?,
             gauges: make.gauges()?,
+            kvcache: kvcache::KvCacheVecs::new(&make)?,
             registry: registry.clone(),
         };
         make.process()?;
@@ -190,6 +196,12 @@ impl Metrics {
             cached_tokens: tokens("cached"),
             completion_tokens: tokens("completion"),
         }
+    }
+
+    /// The handles of one cluster's KV-cache filter.
+    #[must_use]
+    pub fn kvcache(&self, cluster: &str) -> KvCacheMetrics {
+        self.kvcache.cluster(cluster)
     }
 
     /// Everything in the Prometheus text format.
@@ -229,6 +241,10 @@ impl Maker<'_> {
 
     fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.register(IntGaugeVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
+    }
+
+    fn ratios(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.register(GaugeVec::new(Opts::new(format!("kvway_{name}"), help), labels)?)
     }
 
     fn histograms(
