@@ -10,6 +10,7 @@ mod config;
 mod connections;
 mod endpoints;
 mod observability;
+mod real;
 mod refusals;
 mod streams;
 mod tidy;

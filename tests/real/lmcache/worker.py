@@ -1,7 +1,7 @@
 """Workers of lmcache without an engine: they register at a real controller with lmcache's own messages, admit the chunks
 of tokens with lmcache's own hashes, and answer what the controller asks of them.
 
-    worker.py PULL REPLY      the controller's monitor addresses, as in 127.0.0.1:8300
+    worker.py PULL REPLY [vllm]      the controller's monitor addresses, as in 127.0.0.1:8300
 
 Standard input takes one JSON object per line; the end of input ends the process.
 
@@ -11,15 +11,18 @@ The first line of an instance registers it; later ones change it. `admit` is a l
 `location` where they are (default LocalCPUBackend), `hold` names the operations that get no answer until a later
 line no longer holds them.
 
-Standard output says, one JSON object per line, what happened: {"instance", "event": "admitted", "chunks"} after each
+Standard output says, one JSON object per line, what happened: {"instance", "event": "changed", "chunks"} after each
 line of input, and {"instance", "event": "asked", "operation", ...} for each message of the controller.
 
-PYTHONHASHSEED must be the controller's, or no lookup ever finds anything.
+With `vllm`, hashes start where they do in a process that can import vLLM: at the hash of PYTHONHASHSEED. Without it
+they start at 0, as in a controller that has no vLLM, and the seed has no effect.
 """
 
 import json
+import os
 import sys
 import threading
+import types
 
 import peer
 
@@ -30,7 +33,14 @@ from lmcache.v1.token_database import ChunkedTokenDatabase
 
 HEARTBEAT_PERIOD_SECONDS = 2
 
-pull, reply = sys.argv[1:]
+pull, reply, *beside = sys.argv[1:]
+if beside == ["vllm"]:
+    utils = types.ModuleType("vllm.v1.core.kv_cache_utils")
+    utils.init_none_hash = lambda function: setattr(utils, "NONE_HASH", function(os.environ["PYTHONHASHSEED"]))
+    core = types.ModuleType("vllm.v1.core")
+    core.kv_cache_utils = utils
+    sys.modules.update({"vllm": types.ModuleType("vllm"), "vllm.v1": types.ModuleType("vllm.v1"), "vllm.v1.core": core})
+
 context = zmq.Context()
 database = ChunkedTokenDatabase()
 printing = threading.Lock()
@@ -82,7 +92,7 @@ class Worker:
             self.report(location, message.OpType.ADMIT, [key for key, _ in found])
             self.held = set(hold)
             self.changed.notify_all()
-        tell(instance=self.instance, event="admitted", chunks=len(self.chunks))
+        tell(instance=self.instance, event="changed", chunks=len(self.chunks))
 
     def report(self, location, kind, keys):
         """Tells the controller which chunks came or went."""

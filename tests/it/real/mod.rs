@@ -1,0 +1,8 @@
+//! Tests against servers that other people wrote: a real LMCache controller (always), a real vLLM (`make test-vllm`).
+//!
+//! `tests/real/README.md` says what is run and how it is installed. [`wire`] holds what the product relies on without
+//! naming the product: where it fails, the other side has changed.
+
+mod controller;
+mod process;
+mod wire;
