@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench tools
+.PHONY: help demo test check bench micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
@@ -35,6 +35,9 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 	cargo build --release --workspace
 	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+micro: tools ## microbenchmarks of the pure stages
+	cargo bench --bench micro
 
 tools:
 	@.ci/install build

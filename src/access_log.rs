@@ -45,6 +45,10 @@ pub struct Entry<'a> {
     pub backend: Option<&'a str>,
     /// Why that backend.
     pub reason: Option<&'a str>,
+    /// What became of what is believed of caches; none where nothing is asked about them.
+    pub hint: Option<&'a str>,
+    /// Tokens of the prompt that were believed to be cached there.
+    pub matched_tokens: Option<usize>,
     /// Tries made.
     pub tries: usize,
     /// Why tries were repeated, in order.

@@ -1,7 +1,7 @@
 //! A circuit breaker: after failures in a row it lets no call through for a while, then a few, one of which decides.
 //!
-//! Asked before every call by `clients`, read by whoever shows its state. Bounded by construction: one counter. It makes
-//! no calls and reads no clock.
+//! Asked before every call by `clients`, read by whoever shows its state. Bounded by construction: one counter. It reads
+//! the clock only where it watches over a call.
 //!
 //! Closed: every call is let through; as many failures in a row as the threshold open it, and one success starts the
 //! count again. Open: no call, until the recovery time is over. Half open: as many trial calls at a time as configured. The
@@ -9,6 +9,7 @@
 //! server, so its place is given back and the next call is a trial in its stead. Every change of state starts a new
 //! generation, and what a call of an earlier generation has to say is not heard.
 
+use super::call::{CallError, Reason};
 use crate::config::CircuitBreaker;
 use parking_lot::Mutex;
 use prometheus::IntCounterVec;
@@ -134,6 +135,31 @@ impl Breaker {
         Some(Permit { breaker: self, generation: course.generation })
     }
 
+    /// Makes a call if it is let through and the deadline has not passed, and hears how it ends.
+    ///
+    /// # Errors
+    /// The call's own; without a call [`Reason::Timeout`] or [`Reason::BreakerOpen`].
+    pub async fn guard<T>(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+        call: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let now = Instant::now();
+        if now >= deadline {
+            // Our lateness says nothing about the server.
+            return Err(CallError::new(operation, Reason::Timeout));
+        }
+        let permit = self.admit(now).ok_or(CallError::new(operation, Reason::BreakerOpen))?;
+        let result = call.await;
+        match &result {
+            Ok(_) => permit.success(Instant::now()),
+            Err(error) if error.is_failure() => permit.failure(Instant::now()),
+            Err(_) => permit.neutral(),
+        }
+        result
+    }
+
     fn turn(&self, course: &mut Course, phase: Phase) {
         *course = Course { phase, generation: course.generation + 1 };
         let state = phase.state();
@@ -141,11 +167,17 @@ impl Breaker {
         let (cluster, breaker) = (&*self.cluster, self.name);
         match state {
             State::Open => {
-                tracing::warn!(cluster, breaker, "[kvcache] the breaker opens: no calls for a while")
+                let recovery_timeout = self.recovery_timeout.as_secs_f64();
+                tracing::warn!(
+                    cluster,
+                    breaker,
+                    recovery_timeout,
+                    "[kvcache] the breaker opens: no calls for now"
+                );
             }
             State::HalfOpen => tracing::debug!(cluster, breaker, "[kvcache] the breaker tries a few calls"),
             State::Closed => {
-                tracing::info!(cluster, breaker, "[kvcache] the breaker closes: calls are made again")
+                tracing::info!(cluster, breaker, "[kvcache] the breaker closes: calls are made again");
             }
         }
     }

@@ -3,9 +3,6 @@
 //! Made by every client of this room, read by its callers. It holds a few plain values and never a part of an answer, of
 //! a header or of an address: real servers echo prompts and tokens in their error bodies.
 
-use super::breaker::Breaker;
-use tokio::time::Instant;
-
 /// A call that brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{operation}: {reason}")]
@@ -67,7 +64,6 @@ impl CallError {
             error if error.is_connect() => Reason::Connect,
             error if error.is_timeout() => Reason::Timeout,
             error if error.is_builder() => Reason::NoEndpoint,
-            error if error.is_decode() => Reason::Undecodable("its encoding"),
             _ => Reason::Broken,
         };
         Self { operation, reason }
@@ -133,24 +129,4 @@ impl CallError {
     pub fn may_retry_action(&self) -> bool {
         self.reason == Reason::Connect
     }
-}
-
-/// Makes a call if the breaker lets it through, and reports to the breaker how it ended.
-///
-/// # Errors
-/// The call's own, or [`Reason::BreakerOpen`] without a call.
-pub async fn guarded<T>(
-    breaker: &Breaker,
-    operation: &'static str,
-    call: impl Future<Output = Result<T, CallError>>,
-) -> Result<T, CallError> {
-    let permit =
-        breaker.admit(Instant::now()).ok_or_else(|| CallError::new(operation, Reason::BreakerOpen))?;
-    let result = call.await;
-    match &result {
-        Ok(_) => permit.success(Instant::now()),
-        Err(error) if error.is_failure() => permit.failure(Instant::now()),
-        Err(_) => permit.neutral(),
-    }
-    result
 }

@@ -22,7 +22,6 @@ pub struct Endpoint {
     client: Client,
     base: Option<String>,
     calls: Option<Semaphore>,
-    call_max: Duration,
 }
 
 /// What is sent: JSON, and whose it is.
@@ -38,6 +37,8 @@ pub struct Post<'a> {
     pub authorization: Option<&'a HeaderValue>,
     /// The longest answer that is taken.
     pub answer_bytes_max: usize,
+    /// How long the call may take once it has its place among those in flight; `None` = until the deadline.
+    pub time: Option<Duration>,
 }
 
 /// A client with what all calls have in common.
@@ -58,16 +59,11 @@ impl Endpoint {
         }
         let calls = (config.max_conns_per_host > 0).then(|| Semaphore::new(config.max_conns_per_host));
         let base = base.map(str::to_owned);
-        Ok(Self { client: builder.build()?, base, calls, call_max: config.request_timeout })
+        Ok(Self { client: builder.build()?, base, calls })
     }
 
-    /// The moment by which a call that begins now is given up, unless another is said.
-    #[must_use]
-    pub fn call_max(&self) -> Duration {
-        self.call_max
-    }
-
-    /// Sends JSON and takes the answer of a success, all of it before the deadline.
+    /// Sends JSON and takes the answer of a success. The place among the calls in flight is waited for until the deadline,
+    /// and so is the answer unless the call says otherwise.
     ///
     /// # Errors
     /// See [`Reason`].
@@ -88,6 +84,7 @@ impl Endpoint {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
+        let deadline = post.time.map_or(deadline, |time| Instant::now() + time);
         match timeout_at(deadline, answer(operation, request, post.answer_bytes_max)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(CallError::new(operation, Reason::Timeout)),

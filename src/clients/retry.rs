@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub async fn retry<T, F>(
     config: &Retry,
     deadline: Option<Instant>,
-    may: fn(&CallError) -> bool,
+    may: impl Fn(&CallError) -> bool,
     random: fn() -> f64,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, CallError>

@@ -1,10 +1,15 @@
-//! One line per kind of line and period, and how many were kept back in between.
+//! The log of failed calls, kept short: one line per operation and period, and how many were kept back since the last.
 //!
-//! Used by the clients for the log of their failures. Bounded: kinds are names in the code. It writes nothing.
+//! Used by the clients. Bounded: operations are names in the code.
 
+use super::breaker::Breaker;
+use super::call::CallError;
 use parking_lot::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// From one line about failures of an operation to the next.
+const PERIOD: Duration = Duration::from_secs(5);
 
 /// Lets one line of each kind through per period.
 pub struct Throttle {
@@ -18,7 +23,20 @@ struct Kind {
     kept_back: u64,
 }
 
+impl Default for Throttle {
+    fn default() -> Self {
+        Self::new(PERIOD)
+    }
+}
+
 impl Throttle {
+    /// Tells of a failed call, unless one like it was told of a moment ago.
+    pub(super) fn tell(&self, breaker: &Breaker, error: &CallError) {
+        if let Some(kept_back) = self.admit(error.operation, Instant::now()) {
+            tracing::warn!(cluster = breaker.cluster(), kept_back, "[kvcache] {error}");
+        }
+    }
+
     /// One that has let nothing through yet.
     #[must_use]
     pub fn new(period: Duration) -> Self {

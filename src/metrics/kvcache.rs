@@ -123,6 +123,12 @@ impl KvCacheMetrics {
         counters.with_label_values(&[self.cluster.as_str(), outcome]).inc();
     }
 
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// Counts a job that ended.
     pub fn job(&self, outcome: &str) {
         self.count(&self.jobs, outcome);

@@ -3,7 +3,7 @@
 //! Built by `app`, shared by all requests. Holds no state of its own.
 
 use super::balancer::Balancer;
-use super::hint::Hint;
+use super::hint::{Hint, Hints};
 use super::peer::{self, Candidate, Peer, Rules};
 use super::upstream::Upstream;
 use crate::config::Balancing;
@@ -20,6 +20,10 @@ const DRAWS_PER_BACKEND: usize = 8;
 pub struct Cluster {
     /// How a backend is chosen.
     pub rules: Rules,
+    /// What is asked about caches; `None` where nothing is.
+    pub hints: Option<Hints>,
+    /// Whether answers tell which backend was chosen, and why.
+    pub decision_header: bool,
     /// The header whose value `consistent_hash` goes by; without it the client's address.
     pub hash_header: Option<HeaderName>,
     /// The backends and their books.

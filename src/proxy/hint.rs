@@ -1,6 +1,28 @@
-//! What is believed of the engines' caches for one request, and why nothing is where nothing is.
+//! Prompt → [`Hint`]: where the prompt is believed to be cached, and why nothing is believed where nothing is.
 //!
-//! Made by the spine when a body has been read, used by [`super::peer`] on every try. A hint is never a reason to fail.
+//! Asked by the spine once per body, used by [`super::peer`] on every try. At most one lookup is awaited, under a deadline;
+//! identical lookups in flight share one call. What is left to do is handed over to the background, which no request waits
+//! for. A hint is never a reason to fail.
+
+use super::key::Secret;
+use super::prompt::{Form, Prompt};
+use crate::clients::breaker::Breaker;
+use crate::clients::call::{CallError, Reason};
+use crate::clients::lmcache::{Lmcache, Placement};
+use crate::config::KvCache;
+use crate::metrics::{By, KvCacheMetrics};
+use crate::state::budget::Share;
+use crate::state::flights::Flights;
+use crate::state::hotness::Hotness;
+use crate::state::inbox::{self, Found, Inbox, Job, Text};
+use crate::state::tokens::{PromptKey, TokenCache, Tokens};
+use bytes::Bytes;
+use http::HeaderValue;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// A backend at which a part of the prompt is believed to be cached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,6 +91,14 @@ impl Why {
         Self::Policy,
     ];
 
+    fn of(error: &CallError) -> Self {
+        match error.reason {
+            Reason::Timeout => Self::Timeout,
+            Reason::BreakerOpen => Self::BreakerOpen,
+            _ => Self::Failed,
+        }
+    }
+
     /// Its name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -103,4 +133,190 @@ impl Hint {
         let why = matches.is_empty().then_some(Why::NoMatch);
         Self { matches, why }
     }
+}
+
+/// What a cluster's requests ask about caches, and of whom.
+pub struct Hints {
+    /// The settings.
+    pub config: KvCache,
+    /// With what prompts are keyed.
+    pub secret: Secret,
+    /// Which prompts are hot.
+    pub hotness: Arc<Hotness>,
+    /// The tokens of prompts that were seen before.
+    pub tokens: Arc<TokenCache>,
+    /// Where jobs are handed over to the background.
+    pub inbox: Arc<Inbox>,
+    /// Who is asked where tokens are cached.
+    pub lmcache: Arc<Lmcache>,
+    /// The breaker before LMCache, shared with the background.
+    pub lmcache_breaker: Arc<Breaker>,
+    /// The breaker before the tokenizer, which only the background calls.
+    pub tokenizer_breaker: Arc<Breaker>,
+    /// The backends by LMCache's name for them.
+    pub instances: HashMap<String, usize>,
+    /// The lookups in flight.
+    pub lookups: Flights<PromptKey, Result<Arc<[Placement]>, CallError>>,
+    /// What is counted.
+    pub metrics: KvCacheMetrics,
+    /// Whether the log has told of an instance that is no backend.
+    pub told: AtomicBool,
+}
+
+/// A request whose body has been read.
+pub struct Asked<'a> {
+    /// What the body says.
+    pub prompt: &'a Prompt,
+    /// The body.
+    pub body: &'a Bytes,
+    /// The body's share of the budget.
+    pub share: &'a Arc<Share>,
+    /// What the client proves itself with.
+    pub authorization: Option<&'a HeaderValue>,
+    /// When the request must have ended.
+    pub deadline: Instant,
+}
+
+/// Cancels a request's job in the background, when the client has aborted the request.
+pub type Abort = CancellationToken;
+
+impl Hints {
+    /// Records the access, looks the prompt up where its tokens are known, and hands over what is left to do.
+    pub async fn ask(&self, asked: Asked<'_>, now: Instant) -> (Hint, Option<Abort>) {
+        let prompt = asked.prompt;
+        let model = prompt.model.as_deref().unwrap_or(&self.config.default_model);
+        let accessed = prompt.text_key(&self.secret, model);
+        let hot = accessed.is_some_and(|key| self.hotness.record(key, now));
+        self.metrics.hot_prompts.inc_by(u64::from(hot));
+        let key = prompt.key(&self.secret, model);
+        let tokens = match &prompt.form {
+            Form::None => return (Hint::none(Why::NoPrompt), None),
+            Form::Several => return (Hint::none(Why::SeveralPrompts), None),
+            Form::Tokens(tokens) => Some(Arc::clone(tokens)),
+            Form::Body | Form::Alone(_) if !self.config.token_cache.enabled => None,
+            Form::Body | Form::Alone(_) => self.tokens.get(key, now),
+        };
+        let (hint, found) = match &tokens {
+            None => (Hint::none(Why::TokensUnknown), Vec::new()),
+            Some(tokens) if tokens.len() < self.config.lookup_tokens_min || tokens.is_empty() => {
+                (Hint::none(Why::TooShort), Vec::new())
+            }
+            Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
+        };
+        let abort = if self.is_done_with(&found, hot) {
+            None
+        } else {
+            self.hand_over(Job {
+                key,
+                model: model.into(),
+                cache_salt: prompt.cache_salt.as_deref().map(Arc::from),
+                prompt: tokens.map_or_else(|| text(&asked, model), inbox::Prompt::Tokens),
+                found,
+                hot,
+                handed_over: Instant::now(),
+                aborted: Abort::new(),
+            })
+        };
+        (hint, abort)
+    }
+
+    /// Sets the gauges from the state.
+    pub fn render_metrics(&self, now: Instant) {
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let metrics = &self.metrics;
+        metrics.jobs_waiting.set(gauge(self.inbox.waiting()));
+        metrics.jobs_running.set(gauge(self.inbox.running()));
+        metrics.queue_bytes.set(gauge(self.inbox.bytes()));
+        metrics.token_cache.entries.set(gauge(self.tokens.entries()));
+        metrics.token_cache.bytes.set(gauge(self.tokens.bytes()));
+        for breaker in [&self.lmcache_breaker, &self.tokenizer_breaker] {
+            metrics.set_breaker_state(breaker.name(), breaker.state(now) as i64);
+        }
+    }
+
+    /// The one lookup that a request waits for.
+    async fn look_up(
+        &self,
+        key: PromptKey,
+        model: &str,
+        prompt: &Prompt,
+        tokens: &Tokens,
+        deadline: Instant,
+        now: Instant,
+    ) -> (Hint, Vec<Found>) {
+        let allowed = self.config.lookup_routing_timeout.min(self.config.request_timeout);
+        let deadline = deadline.min(now + allowed);
+        let (lmcache, tokens) = (Arc::clone(&self.lmcache), Arc::clone(tokens));
+        let (model, salt) = (model.to_owned(), prompt.cache_salt.clone());
+        let lookup = self.lookups.join(key, move || async move {
+            lmcache.look_up(&model, salt.as_deref(), &tokens, deadline).await.map(Arc::from)
+        });
+        let answer = timeout_at(deadline, lookup).await;
+        self.metrics.lookup_seconds.observe(now.elapsed().as_secs_f64());
+        let (outcome, told) = match &answer {
+            Err(_) => ("timeout", (Hint::none(Why::Timeout), Vec::new())),
+            Ok(Err(error)) => (error.kind(), (Hint::none(Why::of(error)), Vec::new())),
+            Ok(Ok(placements)) if placements.is_empty() => ("no_match", (Hint::of(Vec::new()), Vec::new())),
+            Ok(Ok(placements)) => ("match", self.understand(placements)),
+        };
+        self.metrics.lookup(By::Request, outcome);
+        told
+    }
+
+    /// The backends among the instances that LMCache names.
+    fn understand(&self, placements: &[Placement]) -> (Hint, Vec<Found>) {
+        let index = |placement: &Placement| self.instances.get(&placement.instance).copied();
+        let known = placements
+            .iter()
+            .filter_map(|placement| Some(Match { index: index(placement)?, tokens: placement.tokens }));
+        let mut hint = Hint::of(known.collect());
+        let unknown = placements.iter().filter(|placement| index(placement).is_none());
+        self.metrics.unknown_instances.inc_by(unknown.clone().count() as u64);
+        if let Some(stranger) = unknown.clone().next()
+            && !self.told.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                cluster = self.metrics.cluster(),
+                instance = stranger.instance,
+                "[kvcache] LMCache names an instance that no backend is: give one its name as id or lmcache_instance_id"
+            );
+        }
+        if hint.matches.is_empty() {
+            hint.why = Some(Why::UnknownInstance);
+        }
+        let found = placements.iter().map(|placement| Found {
+            instance: placement.instance.clone(),
+            location: placement.location.clone(),
+            tokens: placement.tokens,
+        });
+        (hint, found.collect())
+    }
+
+    /// Whether nothing is left for the background: the prompt was found, and there is nothing to do about it.
+    fn is_done_with(&self, found: &[Found], hot: bool) -> bool {
+        let strategy = &self.config.cache_strategy;
+        let may_act =
+            strategy.enable_compression || strategy.enable_eviction || strategy.enable_pinning && hot;
+        !found.is_empty() && !may_act
+    }
+
+    fn hand_over(&self, job: Job) -> Option<Abort> {
+        let abort = job.aborted.clone();
+        match self.inbox.push(job) {
+            Ok(()) => Some(abort),
+            Err(refusal) => {
+                self.metrics.job_dropped(refusal.label());
+                None
+            }
+        }
+    }
+}
+
+/// What the tokenizer is to be sent.
+fn text(asked: &Asked<'_>, model: &str) -> inbox::Prompt {
+    inbox::Prompt::Text(Text {
+        body: asked.prompt.tokenizer_body(asked.body, model).unwrap_or_default(),
+        authorization: asked.authorization.cloned(),
+        share: Some(Arc::clone(asked.share)),
+    })
 }

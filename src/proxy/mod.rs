@@ -60,6 +60,9 @@ use tokio::time::Instant;
 /// The header that carries a request's id, from the client or made here.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// The header that tells which backend was chosen, and why; one that a backend sends is replaced.
+pub const DECISION: &str = "x-kvway-decision";
+
 /// The path whose answer is merged from all clusters.
 const MODELS_PATH: &str = "/v1/models";
 
@@ -126,8 +129,11 @@ impl Gateway {
         };
         ctx.cluster = self.clusters.get(index).cloned();
         self.retry_budget.pay_in();
+        ctx.keep(body.share);
+        let deadline = ctx.started + self.timeouts.total;
+        ctx.ask_for_hint(session.req_header(), &body.bytes, deadline).await;
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
-        ctx.keep(replay::install(session.as_downstream_mut(), body.bytes, deadlines), body.share);
+        ctx.install(replay::install(session.as_downstream_mut(), body.bytes, deadlines));
         Ok(())
     }
 
@@ -292,6 +298,9 @@ impl ProxyHttp for Gateway {
         }
         upstream::strip_hop_by_hop(header);
         header.insert_header(REQUEST_ID, ctx.id.clone())?;
+        if let Some(decision) = ctx.decision() {
+            header.insert_header(DECISION, decision)?;
+        }
         ctx.answer_started(header);
         Ok(())
     }

@@ -59,6 +59,14 @@ pub struct Peer {
     pub unhinted: Option<Why>,
 }
 
+impl Peer {
+    /// What became of the hint, as in logs and metrics.
+    #[must_use]
+    pub fn hint_name(&self) -> &'static str {
+        self.unhinted.map_or("followed", Why::name)
+    }
+}
+
 /// What a choice goes by.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {

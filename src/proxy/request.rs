@@ -5,7 +5,7 @@
 
 use super::cluster::Cluster;
 use super::deadline::Missed;
-use super::hint::{Hint, Why};
+use super::hint::{Abort, Asked, Hint, Why};
 use super::peer::Peer;
 use super::prompt::Prompt;
 use super::reject::Reject;
@@ -21,6 +21,7 @@ use crate::state::budget::Share;
 use crate::state::fleet::Lease;
 use crate::state::lifecycle::{InFlight, Lifecycle};
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
@@ -70,7 +71,8 @@ pub struct RequestCtx {
     retried: Vec<&'static str>,
     rejected: Option<Reject>,
     lease: Option<Lease>,
-    share: Option<Share>,
+    share: Option<Arc<Share>>,
+    abort: Option<Abort>,
     installed: Option<Installed>,
     _in_flight: InFlight,
 }
@@ -100,6 +102,7 @@ impl RequestCtx {
             rejected: None,
             lease: None,
             share: None,
+            abort: None,
             installed: None,
             _in_flight: in_flight,
         }
@@ -134,10 +137,41 @@ impl RequestCtx {
         self.body_time = self.started.elapsed();
     }
 
-    /// Keeps what must live until the answer starts, or to the end.
-    pub fn keep(&mut self, installed: Installed, share: Share) {
+    /// Keeps the body's share of the budget until the answer starts.
+    pub fn keep(&mut self, share: Share) {
+        self.share = Some(Arc::new(share));
+    }
+
+    /// Keeps the real session to the end.
+    pub fn install(&mut self, installed: Installed) {
         self.installed = Some(installed);
-        self.share = Some(share);
+    }
+
+    /// Asks where the prompt is cached, where the cluster does; the request must have ended by `deadline`.
+    pub async fn ask_for_hint(&mut self, request: &RequestHeader, body: &Bytes, deadline: Instant) {
+        let Some((cluster, share)) = self.cluster.as_ref().zip(self.share.as_ref()) else { return };
+        let Some(hints) = &cluster.hints else { return };
+        let authorization = request.headers.get(AUTHORIZATION);
+        let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
+        (self.hint, self.abort) = hints.ask(asked, Instant::now()).await;
+    }
+
+    /// What is told about the choice, where the cluster tells.
+    #[must_use]
+    pub fn decision(&self) -> Option<String> {
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.decision_header)?;
+        let peer = self.peer?;
+        let backend = &cluster.fleet.backends().get(peer.index)?.id;
+        let told = format!("{backend}; reason={}; hint={}", peer.reason.name(), peer.hint_name());
+        let matched = self.matched_tokens().map(|tokens| format!("; matched_tokens={tokens}"));
+        Some(told + matched.as_deref().unwrap_or_default())
+    }
+
+    /// Tokens of the prompt that are believed to be cached at the backend chosen; `None` where nothing is believed.
+    fn matched_tokens(&self) -> Option<usize> {
+        let index = self.peer?.index;
+        let at_peer = self.hint.matches.iter().filter(|found| found.index == index);
+        at_peer.map(|found| found.tokens).max()
     }
 
     /// The backend of the running try.
@@ -151,6 +185,9 @@ impl RequestCtx {
         let backend = cluster.fleet.backends().get(peer.index)?;
         let connection = cluster.upstreams.get(peer.index)?.peer(backend.resolved()?);
         self.tries += 1;
+        if let Some(hints) = cluster.hints.as_ref().filter(|_| self.tries == 1) {
+            hints.metrics.hint(peer.hint_name());
+        }
         self.peer = Some(peer);
         self.lease = Some(backend.lease(self.body_bytes));
         Some(connection)
@@ -260,6 +297,9 @@ impl RequestCtx {
     /// Metrics and access log, at the end of the request.
     pub fn close_books(&mut self, session: &Session, error: Option<&Error>, gateway: &Gateway) {
         let (status, outcome) = self.outcome(error);
+        if let Some(abort) = self.abort.take().filter(|_| outcome == "client_gone") {
+            abort.cancel();
+        }
         let total = self.started.elapsed();
         let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
         gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
@@ -294,6 +334,8 @@ impl RequestCtx {
             model: self.prompt.model.as_deref(),
             backend: backends.zip(self.peer).and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
             reason: self.peer.map(|peer| peer.reason.name()),
+            hint: self.peer.map(|peer| peer.hint_name()).filter(|_| self.hint.why != Some(Why::Off)),
+            matched_tokens: self.matched_tokens(),
             tries: self.tries,
             retried: &self.retried,
             body_bytes: self.body_bytes,

@@ -16,6 +16,7 @@ pub mod budget;
 pub mod fleet;
 pub mod flights;
 pub mod hotness;
+pub mod inbox;
 pub mod lifecycle;
 pub mod models;
 pub mod tokens;

@@ -5,6 +5,7 @@
 mod backends;
 mod bodies;
 mod books;
+mod calls;
 mod clients;
 mod config;
 mod connections;

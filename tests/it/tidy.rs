@@ -18,8 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shutdown", &["state"]),
     ("admin", &["state"]),
     ("background", &["state", "clients"]),
-    ("proxy", &["state", "access_log"]),
-    ("app", &["proxy", "background", "admin", "state", "access_log", "shutdown"]),
+    ("proxy", &["state", "access_log", "clients"]),
+    ("app", &["proxy", "background", "clients", "admin", "state", "access_log", "shutdown"]),
     ("demo", &["app", "arguments", "log"]),
 ];
 
@@ -70,6 +70,14 @@ fn rooms_name_only_the_rooms_below_them() {
             let fine = named == room || ["config", "metrics"].contains(&named) || allowed.contains(&named);
             assert!(fine || named.is_empty(), "{}: {room} may not name {named}", path.display());
         }
+    }
+}
+
+#[test]
+fn only_the_awaited_lookup_calls_others_on_the_request_path() {
+    for (path, text) in all() {
+        let awaited = path.ends_with("proxy/hint.rs") || !path.starts_with("src/proxy");
+        assert!(awaited || !text.contains("crate::clients"), "{}", path.display());
     }
 }
 

@@ -6,19 +6,22 @@
 mod controller;
 mod coordinator;
 
-use super::breaker::Breaker;
-use super::call::{CallError, Reason, guarded};
+use super::breaker::{Breaker, State};
+use super::call::{CallError, Reason};
 use super::endpoint::{Endpoint, Post};
 use super::retry::retry;
 use super::throttle::Throttle;
 use crate::config::{self, KvCache, LmcacheApi};
 use bytes::Bytes;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// From one line about failures of an operation to the next.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Instances that are taken from an answer.
+const INSTANCES_MAX: usize = 1024;
+/// The longest name that is taken from an answer.
+const NAME_BYTES_MAX: usize = 256;
 /// The longest answer to a control action that is taken.
 const ACTED_BYTES_MAX: usize = 64 * 1024;
 const LOOKUP: &str = "lookup";
@@ -28,9 +31,10 @@ pub struct Lmcache {
     endpoint: Endpoint,
     api: LmcacheApi,
     retry: config::Retry,
+    request_timeout: Duration,
     control_timeout: Duration,
     breaker: Arc<Breaker>,
-    told: Throttle,
+    failures: Throttle,
 }
 
 /// What an instance is believed to hold of a prompt.
@@ -108,9 +112,10 @@ impl Lmcache {
             endpoint: Endpoint::new(config.lmcache(), config)?,
             api: config.lmcache_api,
             retry: config.retry.clone(),
+            request_timeout: config.request_timeout,
             control_timeout: config.control_timeout,
             breaker,
-            told: Throttle::new(TOLD_EVERY),
+            failures: Throttle::default(),
         })
     }
 
@@ -125,87 +130,98 @@ impl Lmcache {
         tokens: &[u32],
         deadline: Instant,
     ) -> Result<Vec<Placement>, CallError> {
-        let (path, body, answer_bytes_max) = match self.api {
-            LmcacheApi::Controller => controller::lookup(tokens),
-            LmcacheApi::Coordinator => coordinator::lookup(model, cache_salt, tokens),
+        type Read = fn(&[u8], usize) -> Result<Vec<Placement>, Undecodable>;
+        let ((path, body), answer_bytes_max, read): (_, _, Read) = match self.api {
+            LmcacheApi::Controller => {
+                (controller::lookup(tokens), controller::LOOKUP_BYTES_MAX, controller::read_placements)
+            }
+            LmcacheApi::Coordinator => {
+                let lookup = coordinator::lookup(model, cache_salt, tokens);
+                (lookup, coordinator::LOOKUP_BYTES_MAX, coordinator::read_placements)
+            }
         };
-        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max };
-        let read = |answer: &[u8]| match self.api {
-            LmcacheApi::Controller => controller::read_placements(answer, tokens.len()),
-            LmcacheApi::Coordinator => coordinator::read_placements(answer, tokens.len()),
-        };
+        let post = Post { operation: LOOKUP, path, body, authorization: None, answer_bytes_max, time: None };
         let attempt = || {
-            let deadline = deadline.min(Instant::now() + self.endpoint.call_max());
-            self.attempt(&post, deadline, read)
+            let deadline = deadline.min(Instant::now() + self.request_timeout);
+            self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let result =
-            retry(&self.retry, Some(deadline), CallError::may_retry_lookup, rand::random, attempt).await;
+        let may = |error: &CallError| error.may_retry_lookup() && self.is_called();
+        let result = retry(&self.retry, Some(deadline), may, rand::random, attempt).await;
         match &result {
-            Ok(placements) => tracing::debug!(
-                cluster = self.breaker.cluster(),
-                tokens = tokens.len(),
-                instances = placements.len(),
-                "[kvcache] lookup"
-            ),
-            Err(error) => self.tell(error),
+            Ok(placements) => {
+                let (cluster, instances) = (self.breaker.cluster(), placements.len());
+                tracing::debug!(cluster, tokens = tokens.len(), instances, "[kvcache] lookup");
+            }
+            Err(error) => self.failures.tell(&self.breaker, error),
         }
         result
     }
 
-    /// Has an instance do something with a prompt, within `control_timeout`. Made again only when nothing was sent.
+    /// Has an instance do something with a prompt, each attempt within `control_timeout`; made again only when nothing
+    /// was sent. It is not to be dropped while it runs: an instance whose call is cut off takes no other. A coordinator
+    /// pins for the whole fleet, and only what was cached without a salt.
     ///
     /// # Errors
-    /// Of the last attempt.
+    /// Of the last attempt; [`Reason::Unsupported`] where the protocol has no such action.
     pub async fn act(&self, action: &Action, model: &str, tokens: &[u32]) -> Result<Acted, CallError> {
+        type Read = fn(&[u8], usize) -> Result<Acted, Undecodable>;
+        let (request, read): (_, Read) = match self.api {
+            LmcacheApi::Controller => (Some(controller::act(action, tokens)), controller::read_acted),
+            LmcacheApi::Coordinator => (coordinator::act(action, model, tokens), coordinator::read_acted),
+        };
         let operation = action.name();
-        let unsupported = CallError::new(operation, Reason::Unsupported);
-        let request = match self.api {
-            LmcacheApi::Controller => Some(controller::act(action, tokens)),
-            LmcacheApi::Coordinator => coordinator::act(action, model, tokens),
+        let (path, body) = request.ok_or(CallError::new(operation, Reason::Unsupported))?;
+        let post = Post {
+            operation,
+            path,
+            body,
+            authorization: None,
+            answer_bytes_max: ACTED_BYTES_MAX,
+            // All of it, however long it waited: a call that is cut off leaves the instance unable to act.
+            time: Some(self.control_timeout),
         };
-        let (path, body) = request.ok_or(unsupported)?;
-        let post = Post { operation, path, body, authorization: None, answer_bytes_max: ACTED_BYTES_MAX };
-        let read = match self.api {
-            LmcacheApi::Controller => controller::read_acted,
-            LmcacheApi::Coordinator => coordinator::read_acted,
+        let attempt = || {
+            let deadline = Instant::now() + self.control_timeout;
+            self.attempt(&post, deadline, |answer| read(answer, tokens.len()))
         };
-        let attempt = || self.attempt(&post, Instant::now() + self.control_timeout, read);
-        let result = retry(&self.retry, None, CallError::may_retry_action, rand::random, attempt).await;
+        let may = |error: &CallError| error.may_retry_action() && self.is_called();
+        let result = retry(&self.retry, None, may, rand::random, attempt).await;
         if let Err(error) = &result {
-            self.tell(error);
+            self.failures.tell(&self.breaker, error);
         }
         result
+    }
+
+    /// Whether another attempt would be let through, so that none is waited for in vain.
+    fn is_called(&self) -> bool {
+        self.breaker.state(Instant::now()) != State::Open
     }
 
     async fn attempt<T>(
         &self,
         post: &Post<'_>,
         deadline: Instant,
-        read: impl Fn(&[u8]) -> Result<T, Undecodable>,
+        read: impl FnOnce(&[u8]) -> Result<T, Undecodable>,
     ) -> Result<T, CallError> {
-        if deadline <= Instant::now() {
-            return Err(CallError::new(post.operation, Reason::Timeout));
-        }
-        guarded(&self.breaker, post.operation, async {
+        let call = async {
             let answer = self.endpoint.post(post, deadline).await?;
             read(&answer)
                 .map_err(|Undecodable(what)| CallError::new(post.operation, Reason::Undecodable(what)))
-        })
-        .await
-    }
-
-    fn tell(&self, error: &CallError) {
-        if let Some(kept_back) = self.told.admit(error.operation, Instant::now()) {
-            tracing::warn!(cluster = self.breaker.cluster(), kept_back, "[kvcache] {error}");
-        }
+        };
+        self.breaker.guard(post.operation, deadline, call).await
     }
 }
 
 /// What an answer lacks, in words of our own.
 struct Undecodable(&'static str);
 
-/// A JSON body of at most so many tokens.
-fn body(value: &impl serde::Serialize, tokens: usize) -> Bytes {
+/// Whether a name is as long as names of other systems may be in the configuration.
+fn is_short(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX
+}
+
+/// A value as JSON, which holds so many tokens.
+fn body(value: &impl Serialize, tokens: usize) -> Bytes {
     // Six digits and a comma are the most that a token takes in today's vocabularies.
     let mut bytes = Vec::with_capacity(128 + 7 * tokens);
     let written = serde_json::to_writer(&mut bytes, value);

@@ -4,7 +4,7 @@
 //! caller's: a client's own body, or [`prompt_form`].
 
 use crate::clients::breaker::Breaker;
-use crate::clients::call::{CallError, Reason, guarded};
+use crate::clients::call::{CallError, Reason};
 use crate::clients::endpoint::{Endpoint, Post};
 use crate::clients::throttle::Throttle;
 use crate::config::{KvCache, Secret};
@@ -15,8 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// From one line about failures to the next.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
 /// The longest answer that is taken: a million tokens, their texts included.
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const OPERATION: &str = "tokenize";
@@ -29,7 +27,8 @@ pub struct Tokenizer {
     endpoint: Endpoint,
     authorization: Option<HeaderValue>,
     breaker: Arc<Breaker>,
-    told: Throttle,
+    failures: Throttle,
+    request_timeout: Duration,
 }
 
 impl Tokenizer {
@@ -43,7 +42,8 @@ impl Tokenizer {
             endpoint: Endpoint::new(config.tokenizer(), config)?,
             authorization: api_key.and_then(bearer),
             breaker,
-            told: Throttle::new(TOLD_EVERY),
+            failures: Throttle::default(),
+            request_timeout: config.request_timeout,
         })
     }
 
@@ -64,18 +64,13 @@ impl Tokenizer {
             body,
             authorization,
             answer_bytes_max: ANSWER_BYTES_MAX,
+            time: None,
         };
-        let deadline = deadline.min(Instant::now() + self.endpoint.call_max());
+        let deadline = deadline.min(Instant::now() + self.request_timeout);
         let call = async { read(&self.endpoint.post(&post, deadline).await?) };
-        let result = if deadline <= Instant::now() {
-            Err(CallError::new(OPERATION, Reason::Timeout))
-        } else {
-            guarded(&self.breaker, OPERATION, call).await
-        };
-        if let Err(error) = &result
-            && let Some(kept_back) = self.told.admit(OPERATION, Instant::now())
-        {
-            tracing::warn!(cluster = self.breaker.cluster(), kept_back, "[kvcache] {error}");
+        let result = self.breaker.guard(OPERATION, deadline, call).await;
+        if let Err(error) = &result {
+            self.failures.tell(&self.breaker, error);
         }
         result
     }

@@ -2,27 +2,24 @@
 //!
 //! Called by `main` and `demo`, and by the integration tests, which serve connections themselves.
 
+mod cluster;
+
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::background::models::{ModelsService, Source};
-use crate::background::probe;
 use crate::background::readiness::Readiness;
 use crate::config::{self, Config, ListenerTls};
 use crate::metrics::Metrics;
 use crate::proxy::Gateway;
-use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::key::Secret;
-use crate::proxy::peer::Rules;
 use crate::proxy::prompt::Reading;
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
-use crate::proxy::upstream::Upstream;
 use crate::shutdown::{self, Shutdown};
 use crate::state::budget::Budget;
-use crate::state::fleet::Fleet;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::models::ModelList;
 use parking_lot::Mutex;
@@ -45,6 +42,7 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What a client may send on one HTTP/2 stream, and on one connection, before it must wait: enough for a long prompt to
 /// arrive without a round trip per 64 KiB.
@@ -68,6 +66,14 @@ pub enum AppError {
         cluster: String,
         /// What is wrong.
         source: Box<pingora::Error>,
+    },
+    /// The clients of a cluster's tokenizer or LMCache cannot be made.
+    #[error("cluster {cluster}: kvcache: {source}")]
+    Client {
+        /// The cluster.
+        cluster: String,
+        /// What is wrong.
+        source: reqwest::Error,
     },
     /// The access log cannot be opened.
     #[error("log.file: {0}")]
@@ -102,6 +108,7 @@ pub enum AppError {
 pub struct App {
     config: Config,
     clusters: Vec<Arc<Cluster>>,
+    secret: Secret,
     /// See [`Lifecycle`].
     pub lifecycle: Arc<Lifecycle>,
     /// All metrics.
@@ -124,10 +131,12 @@ impl App {
         // Fails only when a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
         let metrics = Arc::new(Metrics::new()?);
+        let secret = Secret::new(rand::random());
         let clusters =
-            config.clusters.iter().map(|cluster| build_cluster(cluster, &config, &metrics).map(Arc::new));
+            config.clusters.iter().map(|it| cluster::build(it, &config, secret, &metrics).map(Arc::new));
         Ok(Self {
             clusters: clusters.collect::<Result<_, _>>()?,
+            secret,
             lifecycle: Lifecycle::new(),
             models: ModelList::new(config.clusters.len()),
             budget: Budget::new(config.limits.buffered_bytes_max),
@@ -182,7 +191,7 @@ impl App {
     fn reading(&self) -> Reading {
         let on =
             || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
-        Reading { secret: on().next().map(|_| Secret::new(rand::random())), text: on().any(pins) }
+        Reading { secret: on().next().map(|_| self.secret), text: on().any(pins) }
     }
 
     /// The service that keeps the model list.
@@ -227,6 +236,9 @@ impl App {
         let gauges = &self.metrics.gauges;
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         for cluster in &self.clusters {
+            if let Some(hints) = &cluster.hints {
+                hints.render_metrics(Instant::now());
+            }
             for backend in cluster.fleet.backends() {
                 let labels = [cluster.name(), backend.id.as_str()];
                 let load = backend.load();
@@ -400,37 +412,6 @@ impl App {
         }
         Ok(services)
     }
-}
-
-fn build_cluster(cluster: &config::Cluster, config: &Config, metrics: &Metrics) -> Result<Cluster, AppError> {
-    let error = |source| AppError::Cluster { cluster: cluster.name.clone(), source };
-    let entry = |backend: &config::Backend| (backend.id.clone(), backend.address.clone(), backend.weight);
-    let fleet = Fleet::new(&cluster.name, cluster.backends.iter().map(entry));
-    let upstream = |backend| Upstream::new(backend, &config.timeouts);
-    let upstreams = cluster.backends.iter().map(upstream).collect::<Result<Vec<_>, _>>().map_err(error)?;
-    let probes = upstreams.iter().map(|upstream| upstream.probe(cluster.health.timeout)).collect();
-    let backends = probe::backends(&fleet, &cluster.health, probes).map_err(error)?;
-    let resolve_period = probe::resolve_period(&fleet);
-    let of_backend =
-        |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
-    Ok(Cluster {
-        rules: Rules {
-            policy: cluster.policy,
-            balancing: cluster.balancing(),
-            preferred_in_flight_max: cluster.kvcache.preferred_in_flight_max,
-        },
-        hash_header: cluster.hash_header.clone(),
-        balancer: Arc::new(Balancer::new(
-            cluster.balancing(),
-            backends,
-            cluster.health.period,
-            resolve_period,
-        )),
-        upstreams,
-        metrics: metrics.cluster(&cluster.name),
-        backend_metrics: cluster.backends.iter().map(of_backend).collect(),
-        fleet,
-    })
 }
 
 /// Whether it matters which prompts are hot.

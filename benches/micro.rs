@@ -1,0 +1,123 @@
+//! Microbenchmarks of the pure stages: what a request costs before anything is sent. `make micro`; no part of the tests.
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use kvway::config;
+use kvway::proxy::prompt;
+use kvway::state::hotness::Hotness;
+use kvway::state::tokens::{Counters, PromptKey, TokenCache, Tokens};
+use prometheus::IntCounter;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const WINDOW: Duration = Duration::from_mins(5);
+const THRESHOLD: usize = 10;
+const KEYS_MAX: usize = 100_000;
+const TOKENS: [usize; 2] = [256, 32 * 1024];
+const BODY_BYTES: [usize; 4] = [1 << 10, 16 << 10, 128 << 10, 1 << 20];
+
+/// The `number`th key, spread over all keys as hashes are.
+fn key(number: u64) -> PromptKey {
+    PromptKey(u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
+}
+
+/// Keys one after the other, from the first again after `distinct`.
+fn keys(distinct: u64) -> impl FnMut() -> PromptKey {
+    let mut number = 0;
+    move || {
+        number = (number + 1) % distinct;
+        key(number)
+    }
+}
+
+/// `record` with few prompts that are hot, and with more prompts than are kept, each as if seen for the first time.
+fn hotness(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hotness/record");
+    let now = Instant::now();
+    for (name, distinct) in [("hot", 64), ("distinct", 4 * KEYS_MAX as u64)] {
+        let hotness = Hotness::new(WINDOW, THRESHOLD, KEYS_MAX);
+        let mut next = keys(distinct);
+        (0..2 * distinct).for_each(|_| {
+            hotness.record(next(), now);
+        });
+        group.bench_function(name, |bencher| bencher.iter(|| hotness.record(black_box(next()), now)));
+    }
+}
+
+fn cache() -> TokenCache {
+    let counter = || IntCounter::new("name", "help").expect("a valid name");
+    let counters = Counters { hits: counter(), misses: counter(), evictions: counter() };
+    TokenCache::new(&config::TokenCache::default(), counters)
+}
+
+fn tokens(count: usize) -> Tokens {
+    (0..).take(count).collect()
+}
+
+/// `get` of prompts that are remembered; `insert` into a cache that is full, so that each makes another one go.
+fn token_cache(criterion: &mut Criterion) {
+    let now = Instant::now();
+    for count in TOKENS {
+        let cache = cache();
+        let mut next = keys(1000);
+        (0..1000).for_each(|_| cache.insert(next(), tokens(count), now));
+        criterion.bench_function(&format!("tokens/get/{count}"), |bencher| {
+            bencher.iter(|| cache.get(black_box(next()), now));
+        });
+    }
+    for count in TOKENS {
+        let cache = cache();
+        let mut next = keys(u64::MAX);
+        (0..20_000).for_each(|_| cache.insert(next(), tokens(count), now));
+        criterion.bench_function(&format!("tokens/insert/{count}"), |bencher| {
+            let setup = || tokens(count);
+            bencher.iter_batched(setup, |tokens| cache.insert(next(), tokens, now), BatchSize::LargeInput);
+        });
+    }
+}
+
+/// A chat of about `bytes` bytes, in turns of 2 KiB; with `escapes`, every line ends in one and some characters are one.
+fn chat(bytes: usize, escapes: bool) -> Vec<u8> {
+    let line = if escapes {
+        r#"She said \"\u00e9t\u00e9 \ud83d\ude00\" and went\tback to the long text that nobody reads.\n"#
+    } else {
+        "He said nothing, and went back to the long text that nobody has ever read to its end. "
+    };
+    let turn = line.repeat(2048 / line.len());
+    let mut body = String::from(r#"{"model":"meta-llama/Llama-3.1-8B-Instruct","messages":["#);
+    body.push_str(r#"{"role":"system","content":"You are a helpful assistant."}"#);
+    for role in ["user", "assistant"].iter().cycle() {
+        let room = bytes.saturating_sub(body.len() + 128);
+        let text = &turn.as_bytes()[..room.min(turn.len()) / line.len() * line.len()];
+        if text.is_empty() {
+            break;
+        }
+        let text = String::from_utf8_lossy(text);
+        write!(body, r#",{{"role":"{role}","content":"{text}"}}"#).expect("a string takes all");
+    }
+    body.push_str(r#"],"temperature":0.7,"max_tokens":256,"stream":true}"#);
+    body.into_bytes()
+}
+
+fn prompts(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("prompt/parse");
+    for (name, escapes) in [("plain", false), ("escaped", true)] {
+        for bytes in BODY_BYTES {
+            let body = chat(bytes, escapes);
+            assert!(prompt::parse(&body).stream, "the whole body is understood");
+            group.throughput(Throughput::Bytes(body.len() as u64));
+            group.bench_function(BenchmarkId::new(name, format!("{}KiB", bytes >> 10)), |bencher| {
+                bencher.iter(|| prompt::parse(black_box(&body)));
+            });
+        }
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    hotness(&mut criterion);
+    token_cache(&mut criterion);
+    prompts(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,102 @@
+//! One cluster, from its configuration: its fleet, its balancer, the ways to its backends, and what it asks about caches.
+//!
+//! Called by [`super::App::new`].
+
+use super::AppError;
+use crate::background::probe;
+use crate::clients::breaker::Breaker;
+use crate::clients::lmcache::Lmcache;
+use crate::config::{self, Config};
+use crate::metrics::Metrics;
+use crate::proxy::balancer::Balancer;
+use crate::proxy::cluster::Cluster;
+use crate::proxy::hint::Hints;
+use crate::proxy::key::Secret;
+use crate::proxy::peer::Rules;
+use crate::proxy::upstream::Upstream;
+use crate::state::fleet::Fleet;
+use crate::state::flights::Flights;
+use crate::state::hotness::Hotness;
+use crate::state::inbox::Inbox;
+use crate::state::tokens::{Counters, TokenCache};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+pub(super) fn build(
+    cluster: &config::Cluster,
+    config: &Config,
+    secret: Secret,
+    metrics: &Metrics,
+) -> Result<Cluster, AppError> {
+    let error = |source| AppError::Cluster { cluster: cluster.name.clone(), source };
+    let entry = |backend: &config::Backend| (backend.id.clone(), backend.address.clone(), backend.weight);
+    let fleet = Fleet::new(&cluster.name, cluster.backends.iter().map(entry));
+    let upstream = |backend| Upstream::new(backend, &config.timeouts);
+    let upstreams = cluster.backends.iter().map(upstream).collect::<Result<Vec<_>, _>>().map_err(error)?;
+    let probes = upstreams.iter().map(|upstream| upstream.probe(cluster.health.timeout)).collect();
+    let backends = probe::backends(&fleet, &cluster.health, probes).map_err(error)?;
+    let resolve_period = probe::resolve_period(&fleet);
+    let of_backend =
+        |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
+    Ok(Cluster {
+        rules: Rules {
+            policy: cluster.policy,
+            balancing: cluster.balancing(),
+            preferred_in_flight_max: cluster.kvcache.preferred_in_flight_max,
+        },
+        hints: cluster.kvcache.enabled.then(|| hints(cluster, secret, metrics)).transpose()?,
+        decision_header: cluster.decision_header,
+        hash_header: cluster.hash_header.clone(),
+        balancer: Arc::new(Balancer::new(
+            cluster.balancing(),
+            backends,
+            cluster.health.period,
+            resolve_period,
+        )),
+        upstreams,
+        metrics: metrics.cluster(&cluster.name),
+        backend_metrics: cluster.backends.iter().map(of_backend).collect(),
+        fleet,
+    })
+}
+
+/// What the requests of a cluster ask about caches, and of whom.
+fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result<Hints, AppError> {
+    let config = cluster.kvcache.clone();
+    let metrics = metrics.kvcache(&cluster.name);
+    let strategy = &config.cache_strategy;
+    let threshold = if strategy.enable_pinning { strategy.hot_content_threshold } else { 0 };
+    let breaker = |name| {
+        let transitions = metrics.breaker_transitions.clone();
+        Arc::new(Breaker::new(name, &cluster.name, &config.circuit_breaker, transitions))
+    };
+    let lmcache_breaker = breaker("lmcache");
+    let lmcache = Lmcache::new(&config, Arc::clone(&lmcache_breaker))
+        .map_err(|source| AppError::Client { cluster: cluster.name.clone(), source })?;
+    let counters = Counters {
+        hits: metrics.token_cache.hits.clone(),
+        misses: metrics.token_cache.misses.clone(),
+        evictions: metrics.token_cache.evictions.clone(),
+    };
+    let instance = |(index, backend): (usize, &config::Backend)| {
+        (backend.lmcache_instance_id.as_ref().unwrap_or(&backend.id).clone(), index)
+    };
+    Ok(Hints {
+        secret,
+        hotness: Arc::new(Hotness::new(
+            config.hot_window,
+            threshold.min(config.hot_max_records),
+            config.hot_max_keys,
+        )),
+        tokens: Arc::new(TokenCache::new(&config.token_cache, counters)),
+        inbox: Inbox::new(config.queue_jobs_max, config.queue_bytes_max),
+        lmcache: Arc::new(lmcache),
+        lmcache_breaker,
+        tokenizer_breaker: breaker("tokenizer"),
+        instances: cluster.backends.iter().enumerate().map(instance).collect(),
+        lookups: Flights::default(),
+        metrics,
+        told: AtomicBool::new(false),
+        config,
+    })
+}
