@@ -14,13 +14,16 @@ VLLM := .venv-vllm
 export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: tools ## run the gateway before an embedded fleet, and show what it does
 	cargo run -- demo
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
+
+test-vllm: tools $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
+	cargo test --test it real::vllm -- --ignored
 
 check: tools ## format, lints, documentation, shipped configurations
 	cargo fmt --all --check
@@ -52,4 +55,9 @@ $(LMCACHE)/ready: tests/real/lmcache/requirements.txt
 	@.ci/install python
 	python3 -m venv $(LMCACHE)
 	$(LMCACHE)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+$(VLLM)/ready: tests/real/vllm/install tests/real/vllm/requirements.txt tests/real/vllm/make_model.py
+	@.ci/install python
+	$< $(VLLM)
 	touch $@

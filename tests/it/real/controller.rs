@@ -181,12 +181,13 @@ impl Instance<'_> {
         }
     }
 
-    /// Waits until the controller has asked its worker for `operation`.
-    pub(crate) async fn is_asked(&self, operation: &str) {
-        self.workers.says(1, self.was_asked(operation)).await;
+    /// Waits until the controller has asked its worker `count` times for `operation`, and tells how.
+    pub(crate) async fn is_asked(&self, operation: &str, count: usize) -> Vec<Value> {
+        self.workers.says(count, self.was_asked(operation)).await;
+        self.asked(operation)
     }
 
-    /// What the controller has asked its worker for: the events of `operation`.
+    /// What the controller has asked its worker for so far: the events of `operation`.
     pub(crate) fn asked(&self, operation: &str) -> Vec<Value> {
         self.workers.said(self.was_asked(operation))
     }

@@ -3,6 +3,7 @@
 //! `tests/real/README.md` says what is run and how it is installed. [`wire`] holds what the product relies on without
 //! naming the product: where it fails, the other side has changed.
 
+mod client;
 mod controller;
 mod process;
 mod wire;

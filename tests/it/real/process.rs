@@ -1,13 +1,17 @@
 //! A Python process of `tests/real` that takes JSON lines and says what happens on lines of its own.
 //!
-//! It ends when its input does, so no process outlives the test binary, however that ends; dropping it kills it.
+//! It ends when its input does, so no process outlives the test binary, however that ends; dropping it kills it with all
+//! that it has started.
 
 use crate::world;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
@@ -51,7 +55,7 @@ impl Process {
 
     /// Runs `command` with its output followed.
     pub(crate) fn spawn(name: &'static str, mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = watch::channel(Vec::new());
         follow(child.stdout.take().unwrap(), sender.clone());
@@ -96,7 +100,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ended_already = self.child.kill();
+        let group = Pid::from_raw(self.child.id().cast_signed());
+        let _ended_already = killpg(group, Signal::SIGKILL);
         let _status = self.child.wait();
     }
 }

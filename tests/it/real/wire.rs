@@ -62,7 +62,7 @@ async fn control_calls_answer_with_the_tokens_that_were_there() {
         let (status, answer) = controller.ask(path, &body).await;
         assert_eq!((status, &answer["num_tokens"]), (OK, &json!(count)), "{path}: {answer}");
         assert!(answer["event_id"].is_string(), "{answer}");
-        instance.is_asked(path.trim_start_matches('/')).await;
+        instance.is_asked(path.trim_start_matches('/'), 1).await;
     }
     assert_eq!(controller.ask("/pin", &body).await.1["num_tokens"], 0, "nothing is left");
 }
@@ -150,7 +150,7 @@ async fn a_control_call_that_hangs_wedges_its_instance_alone_until_its_worker_an
     let cut_off = async {
         tokio::select! {
             answer = controller.post("/pin", &body) => panic!("answered {answer:?}"),
-            () = instance.is_asked("pin") => {}
+            _ = instance.is_asked("pin", 1) => {}
         }
     };
     cut_off.await;
