@@ -30,7 +30,7 @@ check: tools ## format, lints, documentation, shipped configurations
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	cargo build --quiet
-	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
+	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml conf/examples/lmcache.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
 	KVWAY_ADMIN_TOKEN=x VLLM_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
 
 bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the same mock engines (about 6 minutes)

@@ -2,7 +2,8 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use kvway::config;
-use kvway::proxy::prompt;
+use kvway::proxy::key::Secret;
+use kvway::proxy::prompt::{self, Reading};
 use kvway::state::hotness::Hotness;
 use kvway::state::tokens::{Counters, PromptKey, TokenCache, Tokens};
 use prometheus::IntCounter;
@@ -100,17 +101,45 @@ fn chat(bytes: usize, escapes: bool) -> Vec<u8> {
     body.into_bytes()
 }
 
+/// What a request with the filter on does before its backend is chosen, stage by stage and as a whole.
 fn prompts(criterion: &mut Criterion) {
+    const PATH: &str = "/v1/chat/completions";
+    let secret = Some(Secret::new([1, 2, 3, 4]));
+    let readings = [
+        ("off", Reading::default()),
+        ("keys", Reading { secret, text: false }),
+        ("keys-and-text", Reading { secret, text: true }),
+    ];
     let mut group = criterion.benchmark_group("prompt/parse");
-    for (name, escapes) in [("plain", false), ("escaped", true)] {
+    for (kind, escapes) in [("plain", false), ("escaped", true)] {
         for bytes in BODY_BYTES {
             let body = chat(bytes, escapes);
-            assert!(prompt::parse(&body).stream, "the whole body is understood");
+            assert!(prompt::parse(&body, PATH, Reading::default()).stream, "the whole body is understood");
             group.throughput(Throughput::Bytes(body.len() as u64));
-            group.bench_function(BenchmarkId::new(name, format!("{}KiB", bytes >> 10)), |bencher| {
-                bencher.iter(|| prompt::parse(black_box(&body)));
-            });
+            for (name, reading) in readings {
+                let id = BenchmarkId::new(format!("{kind}/{name}"), format!("{}KiB", bytes >> 10));
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| prompt::parse(black_box(&body), PATH, reading));
+                });
+            }
         }
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("filter/known-prompt");
+    let (now, cache) = (Instant::now(), cache());
+    let hotness = Hotness::new(Duration::from_mins(5), 3, 100_000);
+    let secret = Secret::new([1, 2, 3, 4]);
+    for bytes in BODY_BYTES {
+        let body = chat(bytes, false);
+        let known = prompt::parse(&body, PATH, readings[2].1);
+        cache.insert(known.key(&secret, "m"), tokens(bytes / 4), now);
+        group.bench_function(format!("{}KiB", bytes >> 10), |bencher| {
+            bencher.iter(|| {
+                let prompt = prompt::parse(black_box(&body), PATH, readings[2].1);
+                let hot = prompt.text_key(&secret, "m").map(|key| hotness.record(key, now));
+                (hot, cache.get(prompt.key(&secret, "m"), now).expect("known"))
+            });
+        });
     }
 }
 

@@ -16,7 +16,7 @@ Signals: SIGTERM drains and ends, SIGQUIT hands over to `kvway run --upgrade`, S
 #[command(name = "kvway", version, after_help = ENDING, disable_help_subcommand = true)]
 pub struct Arguments {
     /// Check the configuration and end, as `kvway check` does.
-    #[arg(short = 't', long = "test", requires = "config", env = "KVWAY_TEST", global = false)]
+    #[arg(short = 't', long = "test", env = "KVWAY_TEST", global = false)]
     pub test: bool,
     /// Where the configuration is.
     #[command(flatten)]
@@ -39,6 +39,9 @@ pub struct ConfigFile {
         global = true
     )]
     pub config: Option<PathBuf>,
+    /// A configuration of Apache dubbo-go-pixiu, in place of one of kvway.
+    #[arg(long, value_name = "FILE", env = "KVWAY_PIXIU", help_heading = "Configuration", global = true)]
+    pub pixiu: Option<PathBuf>,
 }
 
 /// What to do.
@@ -48,6 +51,9 @@ pub enum Command {
     Run(Run),
     /// Check a configuration: print what is in effect, or what is wrong.
     Check,
+    /// What dubbo-go-pixiu understands: `gateway start -c FILE` is `run --pixiu FILE`.
+    #[command(subcommand)]
+    Gateway(Gateway),
     /// Run the gateway before an embedded fleet of mock engines, and show what it does.
     Demo(Demo),
     /// Ask a running gateway whether it is ready; for containers. Exit code 0 or 1.
@@ -63,6 +69,63 @@ pub struct Run {
     /// Check the configuration and end, as `kvway check` does.
     #[arg(short = 't', long = "test", env = "KVWAY_TEST", help_heading = "Configuration")]
     pub test: bool,
+}
+
+/// The command line of dubbo-go-pixiu.
+#[derive(Debug, Subcommand)]
+pub enum Gateway {
+    /// Run the gateway with a configuration of dubbo-go-pixiu.
+    Start(Start),
+}
+
+/// What dubbo-go-pixiu is told beside its configuration. It has no effect here, and is accepted so that scripts go on.
+#[derive(Args, Debug)]
+pub struct Start {
+    /// Without effect: there are no API configurations here.
+    #[arg(
+        short = 'a',
+        long,
+        value_name = "FILE",
+        env = "KVWAY_PIXIU_API_CONFIG",
+        help_heading = "Without effect"
+    )]
+    pub api_config: Option<PathBuf>,
+    /// Without effect: the log goes to standard error.
+    #[arg(
+        short = 'g',
+        long,
+        value_name = "FILE",
+        env = "KVWAY_PIXIU_LOG_CONFIG",
+        help_heading = "Without effect"
+    )]
+    pub log_config: Option<PathBuf>,
+    /// Without effect: see log.level of a configuration of kvway.
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "LEVEL",
+        env = "KVWAY_PIXIU_LOG_LEVEL",
+        help_heading = "Without effect"
+    )]
+    pub log_level: Option<String>,
+    /// Without effect: see server.threads of a configuration of kvway.
+    #[arg(
+        short = 'm',
+        long,
+        value_name = "COUNT",
+        env = "KVWAY_PIXIU_LIMIT_CPUS",
+        help_heading = "Without effect"
+    )]
+    pub limit_cpus: Option<String>,
+    /// Without effect.
+    #[arg(
+        short = 'f',
+        long,
+        value_name = "FORMAT",
+        env = "KVWAY_PIXIU_LOG_FORMAT",
+        help_heading = "Without effect"
+    )]
+    pub log_format: Option<String>,
 }
 
 /// What to show.

@@ -34,17 +34,16 @@ const LONG_PROMPT_BYTES: usize = 1024 * 1024;
 pub fn run(demo: &Demo) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let (engines, addresses) = std::sync::mpsc::sync_channel(1);
-    let mut visitor = Visitor {
+    let (started, addresses) = std::sync::mpsc::sync_channel(1);
+    let visitor = Visitor {
         gateway: demo.listen,
-        controller: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin: demo.admin,
         once: demo.once,
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
-    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&mut visitor, &engines))?;
-    let engines = addresses.recv().context("the engines did not start")?;
+    std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&visitor, &started))?;
+    let [engines @ .., controller] = addresses.recv().context("the engines did not start")?;
     let settings = HashMap::from([
         ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
         ("KVWAY_DEMO_ADMIN", demo.admin.to_string()),
@@ -52,6 +51,7 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
         ("KVWAY_DEMO_LOG", folder.join("access.log").display().to_string()),
         ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
         ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
+        ("KVWAY_DEMO_LMCACHE", controller.to_string()),
     ]);
     let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())?;
     log::start(&config.log);
@@ -62,7 +62,6 @@ pub fn run(demo: &Demo) -> anyhow::Result<()> {
 
 struct Visitor {
     gateway: SocketAddr,
-    controller: SocketAddr,
     admin: SocketAddr,
     once: bool,
     log: PathBuf,
@@ -70,18 +69,17 @@ struct Visitor {
 }
 
 /// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
-fn visit(visitor: &mut Visitor, started: &SyncSender<[SocketAddr; 2]>) {
+fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 3]>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return say(&format!("no runtime for the demo: {error}")),
     };
     let outcome = runtime.block_on(async {
         let controller = Controller::start(ControllerOptions::default())?;
-        visitor.controller = controller.address();
         let engines = [engine("vllm-0", controller.chunks())?, engine("vllm-1", controller.chunks())?];
         // The receiver is gone only when the process ends already.
-        let _told = started.send([engines[0].address(), engines[1].address()]).is_ok();
-        visitor.show().await?;
+        let _told = started.send([engines[0].address(), engines[1].address(), controller.address()]).is_ok();
+        visitor.show(&engines, &controller).await?;
         if !visitor.once {
             std::future::pending::<()>().await;
         }
@@ -115,20 +113,41 @@ fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
 }
 
 impl Visitor {
-    async fn show(&self) -> anyhow::Result<()> {
+    async fn show(&self, engines: &[Engine], controller: &Controller) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;
-        let controller = format!("and a mock LMCache controller on {}", self.controller);
-        say(&format!("\nkvway listens on {}; behind it are two mock engines, {controller}.\n", self.gateway));
-        say(&row(["request", "status", "backend", "why", "prompt tokens", "cached", "first byte", "total"]));
-        let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
+        let fleet = format!("two mock engines, and a mock LMCache controller on {}", controller.address());
+        say(&format!("\nkvway listens on {}; behind it are {fleet}.\n", self.gateway));
+        say(&row([
+            "request",
+            "status",
+            "backend",
+            "why",
+            "hint",
+            "prompt tokens",
+            "cached",
+            "first byte",
+            "total",
+        ]));
         let question = "What is a KV cache, and why does it matter where a request goes? ".repeat(400);
-        self.ask(&client, "chat", &chat(&question, false)).await?;
-        self.ask(&client, "the same, on the other engine", &chat(&question, false)).await?;
-        self.ask(&client, "the same, cached by now", &chat(&question, false)).await?;
+        let question = chat(&question, false);
+        self.ask(&client, "a new prompt", &question).await?;
+        happened(controller, "/lookup", 1).await?;
+        self.ask(&client, "again: LMCache knows where", &question).await?;
+        happened(controller, "/pin", 1).await?;
+        self.ask(&client, "and again", &question).await?;
+        controller.prefer(Some("vllm-9"));
+        self.ask(&client, "LMCache names a stranger", &question).await?;
+        controller.prefer(None);
+        let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
         self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false)).await?;
         self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true)).await?;
         self.ask(&client, "a model that nobody serves", &json!({"model": "none", "messages": []})).await?;
+        let tokenized: u64 = engines.iter().map(|engine| engine.stats().served("/tokenize")).sum();
+        let (lookups, pins) = (controller.stats().served("/lookup"), controller.stats().served("/pin"));
+        say(&format!(
+            "\nIn the background: {tokenized} prompts tokenized, {lookups} lookups, {pins} pinned."
+        ));
         say(&format!(
             "\nTry it:\n  curl -N http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{}'",
             self.gateway, r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
@@ -170,6 +189,7 @@ impl Visitor {
             &text("status"),
             &text("backend"),
             &text("reason"),
+            &text("hint"),
             &text("prompt_tokens"),
             &text("cached_tokens"),
             &milliseconds("first_token_ms"),
@@ -193,11 +213,17 @@ impl Visitor {
     }
 }
 
+/// Waits for calls of the background.
+async fn happened(controller: &Controller, path: &'static str, times: u64) -> anyhow::Result<()> {
+    let until = controller.until(|stats| stats.served(path) >= times);
+    timeout(PATIENCE, until).await.map_err(|_| anyhow!("nothing came of {path} in the background"))
+}
+
 /// One line of the table.
-fn row(cells: [&str; 8]) -> String {
-    let [request, status, backend, why, prompt, cached, first, total] = cells;
+fn row(cells: [&str; 9]) -> String {
+    let [request, status, backend, why, hint, prompt, cached, first, total] = cells;
     format!(
-        "{request:<30} {status:>6}  {backend:<8} {why:<12} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
+        "{request:<27} {status:>6}  {backend:<8} {why:<12} {hint:<16} {prompt:>13} {cached:>7} {first:>10} {total:>10}"
     )
 }
 

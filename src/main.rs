@@ -4,11 +4,11 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, Healthcheck};
-use kvway::config::{self, Config, ConfigError};
+use kvway::arguments::{Arguments, Command, ConfigFile, Healthcheck};
+use kvway::config::{self, Config, ConfigError, Imported};
 use kvway::{demo, healthcheck, log};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,26 +43,65 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let file = arguments.config.config.as_deref();
-    match arguments.command {
-        Some(Command::Demo(demo)) => demo::run(&demo).map(|()| ExitCode::SUCCESS),
-        Some(Command::Healthcheck(whom)) => check_health(&whom),
-        Some(Command::Run(run)) if !run.test && !arguments.test => match file {
-            Some(file) => start(file, run.upgrade),
-            None => Ok(no_file()),
-        },
-        Some(Command::Run(_) | Command::Check) => file.map_or_else(|| Ok(no_file()), check),
-        None if arguments.test => file.map_or_else(|| Ok(no_file()), check),
-        None => {
-            complain("kvway: say what to do: `kvway --help` tells what there is");
-            Ok(USAGE.into())
+    let as_pixiu = matches!(arguments.command, Some(Command::Gateway(_)));
+    let (upgrade, test) = match arguments.command {
+        Some(Command::Demo(demo)) => return demo::run(&demo).map(|()| ExitCode::SUCCESS),
+        Some(Command::Healthcheck(whom)) => return check_health(&whom),
+        Some(Command::Run(run)) => (run.upgrade, run.test || arguments.test),
+        Some(Command::Gateway(_)) => (false, arguments.test),
+        Some(Command::Check) => (false, true),
+        None if arguments.test => (false, true),
+        None => return Ok(misused("say what to do: `kvway --help` tells what there is")),
+    };
+    let ConfigFile { config, pixiu } = arguments.config;
+    let source = match (config, pixiu) {
+        (Some(file), None) if as_pixiu => Source::Pixiu(file),
+        (Some(file), None) => Source::Kvway(file),
+        (None, Some(file)) => Source::Pixiu(file),
+        (Some(_), Some(_)) => return Ok(misused("two configuration files: give --config or --pixiu")),
+        (None, None) => {
+            let said = "no configuration file: give one with --config FILE (KVWAY_CONFIG) or --pixiu FILE";
+            return Ok(misused(said));
         }
+    };
+    if test { check(&source) } else { start(&source, upgrade) }
+}
+
+/// A configuration file, and whose it is.
+enum Source {
+    Kvway(PathBuf),
+    Pixiu(PathBuf),
+}
+
+impl Source {
+    fn file(&self) -> &Path {
+        let (Self::Kvway(file) | Self::Pixiu(file)) = self;
+        file
+    }
+
+    /// The configuration, and what is to be said about it.
+    fn load(&self) -> Result<(Config, Vec<String>), ConfigError> {
+        let (config, mut notes) = match self {
+            Self::Kvway(file) => (Config::load(file)?, Vec::new()),
+            Self::Pixiu(file) => {
+                let Imported { config, notes } = Config::import_pixiu(file)?;
+                (config, notes)
+            }
+        };
+        notes.extend(config.warnings());
+        Ok((config, notes))
     }
 }
 
-fn start(file: &Path, upgrade: bool) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
+fn start(source: &Source, upgrade: bool) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
     log::start(&config.log);
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    if let Source::Pixiu(_) = source {
+        tracing::info!(configuration = config.to_yaml(), "the same as a kvway configuration");
+    }
     raise_file_limit(config.limits.connections_max);
     Arc::new(App::new(config)?).run(upgrade)?;
     Ok(ExitCode::SUCCESS)
@@ -84,14 +123,17 @@ fn raise_file_limit(connections_max: usize) {
 }
 
 /// Prints the configuration in effect; builds everything that can be built without binding an address.
-fn check(file: &Path) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
+fn check(source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
     let yaml = config.to_yaml();
     let silent = config::Log { access: config::AccessLog::Off, ..config.log.clone() };
     drop(App::new(Config { log: silent, ..config })?);
     let mut out = std::io::stdout().lock();
     out.write_all(yaml.as_bytes()).context("standard output")?;
-    complain(&format!("{}: the configuration is valid", file.display()));
+    for note in notes {
+        complain(&format!("note: {note}"));
+    }
+    complain(&format!("{}: the configuration is valid", source.file().display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -105,8 +147,8 @@ fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn no_file() -> ExitCode {
-    complain("kvway: no configuration file: give one with -c FILE or KVWAY_CONFIG");
+fn misused(what: &str) -> ExitCode {
+    complain(&format!("kvway: {what}"));
     USAGE.into()
 }
 

@@ -130,7 +130,9 @@ impl App {
     pub fn new(config: Config) -> Result<Self, AppError> {
         // Fails only when a provider is installed already, which is as good.
         let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
-        let metrics = Arc::new(Metrics::new()?);
+        let metrics = Metrics::new()?;
+        let metrics = if config.admin.pixiu_metrics { metrics.with_pixiu_names()? } else { metrics };
+        let metrics = Arc::new(metrics);
         let secret = Secret::new(rand::random());
         let clusters =
             config.clusters.iter().map(|it| cluster::build(it, &config, secret, &metrics).map(Arc::new));

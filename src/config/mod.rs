@@ -8,10 +8,11 @@
 //! | `substitute.rs` | `${NAME}` → stand-in, and after the next step → value |
 //! | `tree.rs` | YAML → a tree that knows its lines |
 //! | `reader.rs` | tree → types; unknown, missing and doubled keys |
-//! | `server.rs`, `limits.rs`, `cluster.rs`, `route.rs` | the sections: fields, defaults, bounds |
+//! | `server.rs`, `limits.rs`, `cluster.rs`, `kvcache.rs`, `route.rs` | the sections: fields, defaults, bounds |
 //! | `values.rs`, `names.rs`, `secret.rs` | how single values are written |
-//! | `check.rs`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
+//! | `check/`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
 //! | `pem.rs` | the certificates and keys that the file names |
+//! | `pixiu/` | the same for a configuration of Apache dubbo-go-pixiu |
 //! | `error.rs` | the one line that says what is wrong |
 //!
 //! Names of hosts are not resolved here and no port is tried.
@@ -23,6 +24,7 @@ mod kvcache;
 mod limits;
 mod names;
 mod pem;
+mod pixiu;
 mod reader;
 mod route;
 mod secret;
@@ -40,6 +42,7 @@ pub use cluster::{Backend, BackendTls, Balancing, Cluster, Health, Policy};
 pub use error::ConfigError;
 pub use kvcache::{CacheStrategy, CircuitBreaker, EvictWith, KvCache, LmcacheApi, Retry, TokenCache};
 pub use limits::{Limits, Retries, RetryOn, Timeouts};
+pub use pixiu::Imported;
 pub use route::{ModelPattern, Route};
 pub use secret::Secret;
 pub use server::{AccessLog, Admin, Level, Listener, ListenerTls, Log, Server};
@@ -120,6 +123,12 @@ impl Config {
         parse(text, lookup).map(|(config, _)| config).map_err(|fault| fault.into_error(name))
     }
 
+    /// What is allowed but has no effect, one line each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        check::warnings(self)
+    }
+
     /// The effective configuration: every key, defaults included, in the order of the reference file. Secrets are
     /// `***`; read back, everything else is the same.
     #[must_use]
@@ -135,16 +144,26 @@ impl Config {
 }
 
 fn parse(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<(Config, Node), Fault> {
+    let tree = tree_of(text, lookup)?;
+    Ok((read(&tree)?, tree))
+}
+
+/// The text with the values of the environment in their places.
+fn tree_of(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Node, Fault> {
     let (text, references) = substitute::References::take(text)?;
     let mut tree = tree::parse(&text)?;
     references.fill(&mut tree, lookup)?;
-    let mut config: Config = reader::read(&tree)?;
-    let root = Spot::root(&tree);
+    Ok(tree)
+}
+
+fn read(tree: &Node) -> Result<Config, Fault> {
+    let mut config: Config = reader::read(tree)?;
+    let root = Spot::root(tree);
     if let ([cluster], false) = (config.clusters.as_slice(), root.key("routes").is_written()) {
         config.routes = vec![Route::all(&cluster.name)];
     }
     check::check(&config, &root)?;
-    Ok((config, tree))
+    Ok(config)
 }
 
 fn text_of(path: &Path) -> Result<String, Fault> {

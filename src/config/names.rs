@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use http::HeaderName;
-use serde::de::{Deserialize, Deserializer};
+use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::Serializer;
 
 use super::values::{Scalar, Written, digits};
@@ -55,6 +55,7 @@ readable!(FilePath, PathBuf, path);
 readable!(Header, HeaderName, header_name);
 readable!(Host, String, host);
 readable!(ShortText, String, short_text);
+readable!(ErrorStatus, u16, error_status);
 
 /// An address to listen on. Port 0 lets the system choose.
 pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
@@ -64,10 +65,21 @@ pub(super) fn listen_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAd
 /// The address of a server: an IP address or a DNS name, and a port.
 pub(super) fn server_address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     text(d, "host:port, such as 10.0.0.10:8000, [::1]:8000 or vllm-0.example:8000", |text| {
-        let (host, port) = text.rsplit_once(':')?;
-        let port = digits(port).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port));
-        (port && is_host(host)).then(|| text.to_owned())
+        is_server_address(text).then(|| text.to_owned())
     })
+}
+
+fn is_server_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        is_host(host) && digits(port).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port))
+    })
+}
+
+/// Whether it is the base URL of a server: scheme, host, perhaps a port and a path, and nothing else.
+pub(super) fn is_endpoint(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).unwrap_or_default();
+    let (server, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    (is_host(server) || is_server_address(server)) && (path.is_empty() || is_url_path(path))
 }
 
 /// A DNS name or an IP address without brackets, for the name in a certificate.
@@ -93,13 +105,21 @@ pub(super) fn short_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::E
     })
 }
 
+/// The status of an answer that is an error.
+fn error_status<'de, D: Deserializer<'de>>(d: D) -> Result<u16, D::Error> {
+    let status = super::values::integer::<400, 599, D>(d)?;
+    u16::try_from(status).map_err(D::Error::custom)
+}
+
 /// The path of a URL, without query.
 pub(super) fn url_path<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     text(d, "a path that begins with /, without spaces, ? and #", |text| {
-        let fits =
-            text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
-        fits.then(|| text.to_owned())
+        is_url_path(text).then(|| text.to_owned())
     })
+}
+
+fn is_url_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'))
 }
 
 /// The path of a file. Relative paths begin at the working directory.

@@ -20,12 +20,20 @@ pub struct Route {
     /// The name of the cluster.
     #[serde(deserialize_with = "names::label")]
     pub cluster: String,
+    /// What is answered where no cluster has that name; `None` = such a route is refused.
+    #[serde(default, deserialize_with = "names::optional::<_, names::ErrorStatus, _>")]
+    pub cluster_not_found_status: Option<u16>,
 }
 
 impl Route {
     /// Every request to `cluster`.
     pub(super) fn all(cluster: &str) -> Self {
-        Self { path: root(), model: ModelPattern::default(), cluster: cluster.to_owned() }
+        Self {
+            path: root(),
+            model: ModelPattern::default(),
+            cluster: cluster.to_owned(),
+            cluster_not_found_status: None,
+        }
     }
 
     /// Whether the path (without query) is this route's or below it, whatever the model.

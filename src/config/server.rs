@@ -90,11 +90,17 @@ pub struct Admin {
     pub address: Option<SocketAddr>,
     /// The bearer token that admin requests must carry; `None` = none.
     pub token: Option<Secret>,
+    /// Whether tries are counted as dubbo-go-pixiu counts them, too: `pixiu_llm_upstream_requests_total`.
+    pub pixiu_metrics: bool,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))), token: None }
+        Self {
+            address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
+            token: None,
+            pixiu_metrics: false,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A place in the file, found by its key path, for messages about values that have long been read.
 //!
-//! Used by `check` and `pem`. It always has a line: that of the nearest parent if the file leaves a key to its default.
+//! Used by `check`, `pem` and `pixiu`. It always has a line: that of the nearest parent if the file leaves a key to its default.
 
-use super::error::{Fault, join};
+use super::error::{Fault, join, key_shown};
 use super::tree::{Data, Node};
 
 /// A place in the file: the path of a key, and the node there if the file has one.
@@ -23,7 +23,7 @@ impl<'a> Spot<'a> {
             Data::Map(entries) => entries.iter().find(|(k, _)| k.text == key).map(|(_, node)| node),
             _ => None,
         });
-        self.step(node, key)
+        self.step(node, &key_shown(key))
     }
 
     pub(super) fn index(&self, index: usize) -> Self {
@@ -32,6 +32,16 @@ impl<'a> Spot<'a> {
             _ => None,
         });
         self.step(node, &format!("[{index}]"))
+    }
+
+    /// What the file has here, if anything.
+    pub(super) fn data(&self) -> Option<&'a Data> {
+        self.node.map(|node| &node.data)
+    }
+
+    /// The path of its key.
+    pub(super) fn path(&self) -> &str {
+        &self.key
     }
 
     /// Whether the file says something here, rather than leaving it to the default.
@@ -50,6 +60,11 @@ impl<'a> Spot<'a> {
             Some(_) => format!("{} on line {}", self.key, self.line),
             None => format!("the default of {}", self.key),
         }
+    }
+
+    /// The last key of its path.
+    pub(super) fn name(&self) -> &str {
+        self.key.rsplit('.').next().unwrap_or_default()
     }
 
     /// The value as written; nothing if the file leaves it to the default.

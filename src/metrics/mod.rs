@@ -31,6 +31,8 @@ pub struct Metrics {
     pub request_seconds: HistogramVec,
     /// Tries sent to backends.
     pub upstream_requests: IntCounterVec,
+    /// The same under the name that dubbo-go-pixiu gives them, if asked for.
+    pixiu_requests: Option<IntCounterVec>,
     /// Time from the request's header to the first byte of the answer's body.
     pub first_token_seconds: HistogramVec,
     /// Time between two chunks of a stream.
@@ -74,6 +76,7 @@ pub struct Gauges {
 #[derive(Clone)]
 pub struct BackendMetrics {
     upstream_requests: IntCounterVec,
+    pixiu_requests: Option<IntCounter>,
     labels: [String; 3],
     /// See [`Metrics::first_token_seconds`].
     pub first_token_seconds: Histogram,
@@ -86,6 +89,7 @@ impl BackendMetrics {
     pub fn tried(&self, outcome: &str) {
         let [cluster, backend, address] = &self.labels;
         self.upstream_requests.with_label_values(&[cluster, backend, address, outcome]).inc();
+        self.pixiu_requests.iter().for_each(IntCounter::inc);
     }
 }
 
@@ -123,6 +127,7 @@ impl Metrics {
                 "Tries sent to backends, by status code or kind of failure.",
                 &["cluster", "backend", "address", "outcome"],
             )?,
+            pixiu_requests: None,
             first_token_seconds: make.histograms(
                 "first_token_seconds",
                 "Time from the request's header to the first byte of the answer's body.",
@@ -175,11 +180,27 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Counts tries under the name and label of dubbo-go-pixiu as well.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_pixiu_names(mut self) -> prometheus::Result<Self> {
+        let options = Opts::new(
+            "pixiu_llm_upstream_requests_total",
+            "Tries sent to backends, as dubbo-go-pixiu names them.",
+        );
+        let counters = IntCounterVec::new(options, &["endpoint_address"])?;
+        self.registry.register(Box::new(counters.clone()))?;
+        self.pixiu_requests = Some(counters);
+        Ok(self)
+    }
+
     /// The handles of one backend.
     #[must_use]
     pub fn backend(&self, cluster: &str, id: &str, address: &str) -> BackendMetrics {
         BackendMetrics {
             upstream_requests: self.upstream_requests.clone(),
+            pixiu_requests: self.pixiu_requests.as_ref().map(|all| all.with_label_values(&[address])),
             labels: [cluster.to_owned(), id.to_owned(), address.to_owned()],
             first_token_seconds: self.first_token_seconds.with_label_values(&[cluster, id]),
             token_gap_seconds: self.token_gap_seconds.with_label_values(&[cluster, id]),
@@ -291,6 +312,21 @@ impl Maker<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_pixiu_are_there_only_if_asked_for() {
+        const NAME: &str = "pixiu_llm_upstream_requests_total";
+        assert!(!Metrics::new().unwrap().to_text().unwrap().contains(NAME));
+        let metrics = Metrics::new().unwrap().with_pixiu_names().unwrap();
+        let (one, same) = (metrics.backend("c", "a", "h:1"), metrics.backend("d", "a", "h:1"));
+        let _idle = metrics.backend("c", "b", "h:2");
+        one.tried("200");
+        same.tried("connect");
+        let text = metrics.to_text().unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with(NAME)).collect();
+        let line = |address, value| format!("{NAME}{{endpoint_address=\"{address}\"}} {value}");
+        assert_eq!(lines, [line("h:1", 2), line("h:2", 0)]);
+    }
 
     #[test]
     fn every_metric_has_a_help_text_and_the_prefix() {

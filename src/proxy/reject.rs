@@ -105,6 +105,14 @@ impl Reject {
         Self::new(StatusCode::NOT_FOUND, "no_route", "No route of the gateway matches this path.")
     }
 
+    /// The route leads to a cluster that there is not, for which the configuration has an answer.
+    #[must_use]
+    pub fn cluster_not_found(status: Option<u16>) -> Self {
+        let status =
+            status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::NOT_FOUND);
+        Self::new(status, "cluster_not_found", "The route of this path leads to no cluster of the gateway.")
+    }
+
     /// Routes match the path, none the model.
     #[must_use]
     pub fn no_model() -> Self {

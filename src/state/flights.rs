@@ -141,10 +141,11 @@ mod tests {
     #[tokio::test]
     async fn all_who_ask_the_same_share_one_call() {
         let calling = Calling::default();
-        let waiting: Vec<_> = (0..50).map(|_| calling.join("a")).collect();
-        assert_eq!(calling.flights.entries(), 1);
+        let mut waiting = join_all((0..50).map(|_| calling.join("a")));
+        assert!(future::poll_immediate(&mut waiting).await.is_none());
+        assert_eq!((calling.made(), calling.flights.entries()), (1, 1));
         calling.gate.notify_one();
-        assert_eq!(join_all(waiting).await, [1; 50]);
+        assert_eq!(waiting.await, [1; 50]);
         assert_eq!((calling.made(), calling.flights.entries()), (1, 0));
     }
 

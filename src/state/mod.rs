@@ -9,6 +9,8 @@
 //! | [`hotness::Hotness`] | `proxy` (accesses) | `proxy`, `background` | `hot_max_keys` prompts per cluster, the threshold's accesses each | the least recently seen prompt is forgotten |
 //! | [`tokens::TokenCache`] | `background` | `proxy`, `background` | `token_cache.max_size` and `max_bytes` per cluster | the least recently used goes, counted |
 //! | [`flights::Flights`] | `background` | `background` | the calls in flight | – |
+//! | [`inbox::Inbox`] | `proxy` | `background::jobs` | `queue_jobs_max` waiting jobs and `queue_bytes_max` bytes per cluster | the job is dropped, counted |
+//! | [`load::Loads`] | `background::load` | `background` | the configured backends | – |
 //!
 //! Nothing here names another room.
 
@@ -18,5 +20,6 @@ pub mod flights;
 pub mod hotness;
 pub mod inbox;
 pub mod lifecycle;
+pub mod load;
 pub mod models;
 pub mod tokens;

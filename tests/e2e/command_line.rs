@@ -69,10 +69,12 @@ fn help_names_every_command_exit_code_and_signal() {
     for part in [
         "run",
         "check",
+        "gateway",
         "demo",
         "healthcheck",
         "Configuration:",
         "KVWAY_CONFIG",
+        "KVWAY_PIXIU",
         "64",
         "78",
         "SIGTERM",
@@ -90,8 +92,10 @@ fn the_help_of_every_command_groups_its_flags() {
         ("check", &["Configuration:"]),
         ("demo", &["Listeners:", "Behaviour:"]),
         ("healthcheck", &["Target:"]),
+        ("gateway start", &["Configuration:", "Without effect:"]),
     ] {
-        let output = run(&[command, "--help"]);
+        let words: Vec<_> = command.split(' ').chain(["--help"]).collect();
+        let output = run(&words);
         assert_eq!(output.status.code(), Some(0), "{command}");
         for heading in headings {
             let help = text(&output.stdout);
@@ -113,6 +117,9 @@ fn a_command_line_that_makes_no_sense_is_a_mistake_of_usage() {
         (&["check"], "KVWAY_CONFIG"),
         (&["run", "--test"], "KVWAY_CONFIG"),
         (&["-t"], "--config"),
+        (&["run", "-c", "a", "--pixiu", "b"], "two configuration files"),
+        (&["gateway"], "start"),
+        (&["gateway", "start"], "--pixiu"),
     ] {
         let output = run(arguments);
         let complaint = text(&output.stderr);

@@ -105,6 +105,23 @@ impl Gateway {
         panic!("the ports were taken {PORTS_MAX} times");
     }
 
+    /// A gateway that is started with these words before its file, which holds this text.
+    pub(crate) async fn start_as(words: &[&str], text: impl Fn(SocketAddr, SocketAddr) -> String) -> Self {
+        for _ in 0..PORTS_MAX {
+            let [address, admin] = free_addresses();
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("conf.yaml");
+            std::fs::write(&file, text(address, admin)).unwrap();
+            let mut command = kvway();
+            command.args(words).arg(file);
+            let mut gateway = Self::spawn(command, Arc::new(folder), Plan::default(), address, admin);
+            if gateway.becomes_ready().await {
+                return gateway;
+            }
+        }
+        panic!("the ports were taken {PORTS_MAX} times");
+    }
+
     /// A process with the same configuration that waits for this one's listeners.
     pub(crate) async fn successor(&self) -> Self {
         let successor = self.upgraded(self.address);
@@ -159,6 +176,16 @@ impl Gateway {
             }
         };
         command.arg("run").arg("-c").arg(folder.path().join("kvway.yaml")).args(flags);
+        Self::spawn(command, folder, plan, address, admin)
+    }
+
+    fn spawn(
+        mut command: Command,
+        folder: Arc<TempDir>,
+        plan: Plan,
+        address: SocketAddr,
+        admin: SocketAddr,
+    ) -> Self {
         let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = follow(process.stderr.take().unwrap());
         Self { process, log, plan, folder, address, admin }

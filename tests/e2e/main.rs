@@ -8,5 +8,6 @@ mod demo;
 mod gateway;
 mod memory;
 mod openai_client;
+mod pixiu;
 mod shutdown;
 mod upgrade;

@@ -105,6 +105,19 @@ async fn an_unknown_path_and_an_unknown_model_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_route_to_a_cluster_that_is_not_there_answers_as_configured() {
+    let routes =
+        "routes:\n  - {path: /lost, cluster: gone, cluster_not_found_status: 505}\n  - {cluster: llama}";
+    let world = World::with(Plan { sections: routes.to_owned(), ..Plan::default() }).await;
+    let answer = world.client.post(world.url("/lost/x")).body("{}").send().await.unwrap();
+    assert_eq!(answer.status(), 505);
+    let error = error_of(&answer.text().await.unwrap());
+    assert_eq!((&error["code"], &error["type"]), (&"cluster_not_found".into(), &"server_error".into()));
+    assert!(world.engines.iter().all(|engine| engine.received().is_empty()));
+    assert_eq!(world.chat().await.status(), 200);
+}
+
+#[tokio::test]
 async fn no_answer_of_our_own_names_an_address() {
     let world = World::new().await;
     let addresses: Vec<String> =

@@ -2,6 +2,8 @@
 
 mod broken;
 mod environment;
+mod kvcache;
+mod pixiu;
 mod routes;
 mod shipped;
 mod values;

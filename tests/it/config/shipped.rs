@@ -72,9 +72,13 @@ fn every_shipped_file_can_be_loaded() {
     let mut files = yaml_files("conf");
     files.extend(yaml_files("conf/examples"));
     let names: BTreeSet<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["api-keys.yaml", "demo.yaml", "kvway.yaml", "tls.yaml", "two-models.yaml"].into());
+    assert_eq!(
+        names,
+        ["api-keys.yaml", "demo.yaml", "kvway.yaml", "lmcache.yaml", "tls.yaml", "two-models.yaml"].into()
+    );
     for path in files {
         let config = Config::load_with(&path, &lookup).unwrap_or_else(|error| panic!("{error}"));
+        assert!(config.warnings().is_empty(), "{}: {:?}", path.display(), config.warnings());
         assert!(!config.to_yaml().contains("sk-shipped") && !format!("{config:?}").contains("sk-shipped"));
         if !config.to_yaml().contains("***") {
             assert_eq!(parse(&config.to_yaml()), config, "{}", path.display());

@@ -1,15 +1,20 @@
 //! What no single value can know: that names are unique, that routes lead somewhere, that bounds fit together.
 //!
 //! Called by [`Config::parse`](super::Config::parse) after every value has been read. Reports the first problem, at the
-//! line of the culprit.
+//! line of the culprit. What can never act but does no harm is no fault, and told by [`warnings`].
+
+mod kvcache;
+mod warning;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+pub(super) use warning::warnings;
+
 use super::error::Fault;
 use super::spot::Spot;
 use super::values::{duration_text, size_text};
-use super::{Cluster, Config, Retries};
+use super::{Backend, Cluster, Config, Retries};
 
 const LISTENERS_MAX: usize = 16;
 const CLUSTERS_MAX: usize = 64;
@@ -85,6 +90,7 @@ fn clusters(clusters: &[Cluster], spot: &Spot<'_>) -> Result<(), Fault> {
     let names = clusters.iter().map(|cluster| cluster.name.clone());
     unique(names.zip(spots().map(|spot| spot.key("name"))))?;
     for (cluster, spot) in clusters.iter().zip(spots()) {
+        kvcache::check(&cluster.kvcache, &spot.key("kvcache"))?;
         let spot = spot.key("backends");
         count(cluster.backends.len(), BACKENDS_MAX, &spot)?;
         let spots = || (0..cluster.backends.len()).map(|n| spot.index(n));
@@ -92,8 +98,17 @@ fn clusters(clusters: &[Cluster], spot: &Spot<'_>) -> Result<(), Fault> {
         unique(ids.zip(spots().map(|spot| spot.key("id"))))?;
         let addresses = cluster.backends.iter().map(|backend| canonical(&backend.address));
         unique(addresses.zip(spots().map(|spot| spot.key("address"))))?;
+        unique(cluster.backends.iter().zip(spots()).map(known_to_lmcache))?;
     }
     Ok(())
+}
+
+/// The name by which LMCache knows a backend, and where it stands.
+fn known_to_lmcache<'a>((backend, spot): (&Backend, Spot<'a>)) -> (String, Spot<'a>) {
+    match &backend.lmcache_instance_id {
+        Some(name) => (name.clone(), spot.key("lmcache_instance_id")),
+        None => (backend.id.clone(), spot.key("id")),
+    }
 }
 
 /// One text for one address: DNS names know no case, and IPv6 has many ways to be written.
@@ -115,7 +130,8 @@ fn routes(config: &Config, root: &Spot<'_>) -> Result<(), Fault> {
     count(config.routes.len(), ROUTES_MAX, &spot)?;
     for (n, route) in config.routes.iter().enumerate() {
         let spot = spot.index(n);
-        if !config.clusters.iter().any(|cluster| cluster.name == route.cluster) {
+        let known = config.clusters.iter().any(|cluster| cluster.name == route.cluster);
+        if !known && route.cluster_not_found_status.is_none() {
             let clusters = root.key("clusters");
             let known: Vec<_> =
                 (0..config.clusters.len()).map(|n| clusters.index(n).key("name").shown()).collect();

@@ -1,0 +1,70 @@
+//! What is allowed but does nothing: told to whoever checks a configuration, and logged at the start.
+
+use crate::config::kvcache::{CacheStrategy, EvictWith, KvCache, LmcacheApi};
+use crate::config::{Cluster, Config, Policy};
+
+pub(in crate::config) fn warnings(config: &Config) -> Vec<String> {
+    let of = |(n, cluster): (usize, &Cluster)| {
+        of_cluster(cluster).into_iter().map(move |(key, what)| format!("clusters[{n}].{key}: {what}"))
+    };
+    let clusters = config.clusters.iter().enumerate().flat_map(of);
+    let known = |name: &str| config.clusters.iter().any(|cluster| cluster.name == name);
+    let lost = config.routes.iter().enumerate().filter(|(_, route)| !known(&route.cluster));
+    let lost = lost.map(|(n, route)| {
+        let status = route.cluster_not_found_status.unwrap_or_default();
+        format!(
+            "routes[{n}].cluster: {} is not a cluster: requests are answered with {status}",
+            route.cluster
+        )
+    });
+    clusters.chain(lost).collect()
+}
+
+type Warning = (&'static str, String);
+
+fn of_cluster(cluster: &Cluster) -> Vec<Warning> {
+    let kvcache = &cluster.kvcache;
+    let mut warnings = Vec::new();
+    if cluster.policy == Policy::LmcacheOnly && !kvcache.enabled {
+        warnings.push(("policy", "lmcache_only without kvcache.enabled is its fallback alone".to_owned()));
+    }
+    if kvcache.enabled {
+        of_routing(cluster, &mut warnings);
+        of_strategy(kvcache, &mut warnings);
+    }
+    warnings
+}
+
+fn of_routing(cluster: &Cluster, warnings: &mut Vec<Warning>) {
+    if cluster.policy == Policy::LmcacheOnly && !cluster.kvcache.token_cache.enabled {
+        let what = "lmcache_only without it looks up only prompts that come as token ids";
+        warnings.push(("kvcache.token_cache.enabled", what.to_owned()));
+    }
+}
+
+fn of_strategy(kvcache: &KvCache, warnings: &mut Vec<Warning>) {
+    let CacheStrategy { enable_compression, enable_pinning, enable_eviction, .. } = kvcache.cache_strategy;
+    let strategy = &kvcache.cache_strategy;
+    let mut warn = |key, what: &str| warnings.push((key, what.to_owned()));
+    if enable_compression && strategy.load_threshold <= 0.0 {
+        warn("kvcache.cache_strategy.enable_compression", "nothing is ever compressed: load_threshold is 0");
+    }
+    if enable_pinning && strategy.hot_content_threshold == 0 {
+        warn("kvcache.cache_strategy.enable_pinning", "nothing is ever pinned: hot_content_threshold is 0");
+    }
+    if enable_eviction && strategy.memory_threshold <= 0.0 {
+        warn("kvcache.cache_strategy.enable_eviction", "nothing is ever evicted: memory_threshold is 0");
+    }
+    let coordinator = kvcache.lmcache_api == LmcacheApi::Coordinator;
+    if enable_compression && coordinator {
+        warn("kvcache.cache_strategy.enable_compression", "a coordinator cannot compress");
+    } else if enable_compression && strategy.compress_method != "cachegen" {
+        let what = "has no effect on a real LMCache controller, which knows cachegen only";
+        let what = format!("{:?} {what}", strategy.compress_method);
+        warn("kvcache.cache_strategy.compress_method", &what);
+    }
+    if enable_eviction && strategy.evict_with == EvictWith::Evict && !coordinator {
+        let what = "a real LMCache controller has no /evict: nothing is evicted there; see evict_with: clear";
+        warn("kvcache.cache_strategy.evict_with", what);
+    }
+}
