@@ -4,13 +4,12 @@
 //! own and admits tokens of its own. What one test does to the controller as a whole (stop it, say) belongs to a
 //! process of its own.
 
-use super::process::Process;
+use super::process::{Process, look_until};
 use crate::world;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
 use tokio::net::TcpSocket;
 use tokio::sync::OnceCell;
 
@@ -45,19 +44,6 @@ pub(crate) struct Instance<'a> {
 pub(crate) async fn controller() -> Controller {
     let running = RUNNING.get_or_init(Running::start).await;
     Controller { client: world::client(), running }
-}
-
-/// How often the controller is asked for what it does not tell.
-const LOOK_PERIOD: Duration = Duration::from_millis(10);
-
-/// Looks until `condition` holds.
-pub(crate) async fn look_until(mut condition: impl AsyncFnMut() -> bool) {
-    world::within(async {
-        while !condition().await {
-            tokio::time::sleep(LOOK_PERIOD).await;
-        }
-    })
-    .await;
 }
 
 /// So many tokens from `first` on.

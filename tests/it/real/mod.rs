@@ -5,5 +5,7 @@
 
 mod client;
 mod controller;
+mod engine;
 mod process;
+mod vllm;
 mod wire;

@@ -15,12 +15,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The lines of its log that a failure shows.
 const LINES_SHOWN: usize = 40;
 
-/// A script of `tests/real/lmcache` that runs.
+/// How often is looked for what no event tells of.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+
+/// A script of `tests/real` that runs.
 pub(crate) struct Process {
     name: &'static str,
     child: Child,
@@ -38,6 +42,23 @@ pub(crate) fn program(environment: &str, name: &str, target: &str) -> PathBuf {
     let program = root().join(environment).join("bin").join(name);
     assert!(program.exists(), "{} is missing: `make {target}` prepares it", program.display());
     program
+}
+
+/// Looks until `condition` holds; fails when it does not come to hold.
+pub(crate) async fn look_until(condition: impl AsyncFnMut() -> bool) {
+    world::within(look_for_ever(condition)).await;
+}
+
+/// As [`look_until`], for something that takes its time.
+pub(crate) async fn look_as_long_as(patience: Duration, condition: impl AsyncFnMut() -> bool) {
+    let looking = tokio::time::timeout(patience, look_for_ever(condition));
+    looking.await.expect("a state that did not come");
+}
+
+async fn look_for_ever(mut condition: impl AsyncFnMut() -> bool) {
+    while !condition().await {
+        tokio::time::sleep(LOOK_PERIOD).await;
+    }
 }
 
 impl Process {

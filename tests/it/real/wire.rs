@@ -1,6 +1,7 @@
 //! What a real LMCache controller answers: the facts that the gateway's client and the mock controller are built on.
 
-use super::controller::{LOCATION, controller, look_until, tokens};
+use super::controller::{LOCATION, controller, tokens};
+use super::process::look_until;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
