@@ -60,8 +60,8 @@ impl Running {
         let arguments = arguments.into_iter().chain(["--monitor-ports".to_owned(), ports.to_string()]);
         let controller = Process::start("controller.py", arguments);
         let workers = Self::workers(pull, reply, None);
-        let _reserved = reserved.map(|(socket, _)| socket);
-        let running = Self { controller, workers, http, pull, reply, _reserved };
+        let sockets = reserved.map(|(socket, _)| socket);
+        let running = Self { controller, workers, http, pull, reply, _reserved: sockets };
         running.becomes_alive().await;
         running
     }

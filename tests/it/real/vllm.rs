@@ -16,7 +16,7 @@ use tokio::time::Instant;
 /// Longer than any answer takes that comes at all.
 const LONG: Duration = Duration::from_mins(1);
 /// As many tokens as fit beside a short prompt.
-const TOKENS_MAX: usize = 1900;
+const TOKENS_MAX: u32 = 1900;
 const BLOCK_TOKENS: u64 = 128;
 
 fn tokenizer(engine: &RealEngine) -> Tokenizer {
@@ -135,10 +135,11 @@ async fn the_second_of_two_equal_prompts_is_cached() {
 #[tokio::test]
 #[ignore = "needs a real vLLM: make test-vllm"]
 async fn a_client_that_leaves_ends_the_generation() {
-    const ABORTED: &str = r#"vllm:request_success_total{engine="0",finished_reason="abort""#;
+    const RUNNING: &str = "vllm:num_requests_running{";
+    const GENERATED: &str = "vllm:generation_tokens_total{";
     let engine = engine().await;
     let gateway = gateway(&engine).await;
-    let before = engine.metric(ABORTED).await;
+    let before = engine.metric(GENERATED).await;
     let body = json!({
         "model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": TOKENS_MAX,
         "ignore_eos": true, "stream": true,
@@ -146,7 +147,10 @@ async fn a_client_that_leaves_ends_the_generation() {
     let mut answer =
         gateway.client.post(gateway.url("/v1/chat/completions")).json(&body).send().await.unwrap();
     assert!(answer.chunk().await.unwrap().is_some());
+    look_until(async || engine.metric(RUNNING).await > 0.0).await;
     drop(answer);
-    look_until(async || engine.metric(ABORTED).await > before).await;
-    assert_eq!(gateway.last_entry().await["result"], "client_gone");
+    look_until(async || engine.metric(RUNNING).await == 0.0).await;
+    let generated = engine.metric(GENERATED).await - before;
+    assert!(generated < f64::from(TOKENS_MAX), "{generated} tokens were generated for nobody");
+    assert_eq!(gateway.last_entry().await["outcome"], "client_gone");
 }
