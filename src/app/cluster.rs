@@ -2,7 +2,9 @@
 //!
 //! Called by [`super::App::new`].
 
-use super::AppError;
+use super::{AppError, base_url};
+use crate::background::jobs::JobsService;
+use crate::background::load::LoadService;
 use crate::background::probe;
 use crate::clients::breaker::Breaker;
 use crate::clients::lmcache::Lmcache;
@@ -18,6 +20,8 @@ use crate::state::fleet::Fleet;
 use crate::state::flights::Flights;
 use crate::state::hotness::Hotness;
 use crate::state::inbox::Inbox;
+use crate::state::lifecycle::Lifecycle;
+use crate::state::load::Loads;
 use crate::state::tokens::{Counters, TokenCache};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -60,6 +64,49 @@ pub(super) fn build(
     })
 }
 
+/// What works in the background for a cluster with `kvcache`: on the jobs that requests hand over, and, where its strategy
+/// goes by load, on the engines' load.
+pub(super) fn services(
+    config: &config::Cluster,
+    cluster: &Cluster,
+    lifecycle: &Arc<Lifecycle>,
+) -> Option<(JobsService, Option<LoadService>)> {
+    let hints = cluster.hints.as_ref()?;
+    let instances = config.backends.iter().map(instance).collect();
+    let period = config.kvcache.load_period;
+    let loads = Loads::new(instances, period);
+    let jobs = JobsService {
+        config: config.kvcache.clone(),
+        tokenizer_key: tokenizer_key(config),
+        tokenizer_breaker: Arc::clone(&hints.tokenizer_breaker),
+        lmcache_breaker: Arc::clone(&hints.lmcache_breaker),
+        inbox: Arc::clone(&hints.inbox),
+        token_cache: Arc::clone(&hints.tokens),
+        loads: Arc::clone(&loads),
+        lifecycle: Arc::clone(lifecycle),
+        metrics: hints.metrics.clone(),
+    };
+    let strategy = &config.kvcache.cache_strategy;
+    let load = (strategy.enable_compression || strategy.enable_eviction).then(|| {
+        let backends = config.backends.iter().map(|backend| (base_url(backend), backend.api_key.clone()));
+        LoadService::new(Arc::clone(&cluster.fleet), backends.collect(), loads, period, hints.metrics.clone())
+    });
+    Some((jobs, load))
+}
+
+/// The name by which LMCache knows a backend.
+fn instance(backend: &config::Backend) -> String {
+    backend.lmcache_instance_id.as_ref().unwrap_or(&backend.id).clone()
+}
+
+/// The key of the backend that tokenizes as well, where one of the cluster does.
+fn tokenizer_key(config: &config::Cluster) -> Option<config::Secret> {
+    let (_, authority) = config.kvcache.tokenizer()?.split_once("://")?;
+    let host = authority.split('/').next()?;
+    let tokenizer = config.backends.iter().find(|backend| backend.address.eq_ignore_ascii_case(host))?;
+    tokenizer.api_key.clone()
+}
+
 /// What the requests of a cluster ask about caches, and of whom.
 fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result<Hints, AppError> {
     let config = cluster.kvcache.clone();
@@ -78,9 +125,7 @@ fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result
         misses: metrics.token_cache.misses.clone(),
         evictions: metrics.token_cache.evictions.clone(),
     };
-    let instance = |(index, backend): (usize, &config::Backend)| {
-        (backend.lmcache_instance_id.as_ref().unwrap_or(&backend.id).clone(), index)
-    };
+    let instances = cluster.backends.iter().enumerate();
     Ok(Hints {
         secret,
         hotness: Arc::new(Hotness::new(
@@ -93,7 +138,7 @@ fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result
         lmcache: Arc::new(lmcache),
         lmcache_breaker,
         tokenizer_breaker: breaker("tokenizer"),
-        instances: cluster.backends.iter().enumerate().map(instance).collect(),
+        instances: instances.map(|(index, backend)| (instance(backend), index)).collect(),
         lookups: Flights::default(),
         metrics,
         told: AtomicBool::new(false),

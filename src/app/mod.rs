@@ -6,6 +6,8 @@ mod cluster;
 
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
+use crate::background::jobs::JobsService;
+use crate::background::load::LoadService;
 use crate::background::models::{ModelsService, Source};
 use crate::background::readiness::Readiness;
 use crate::config::{self, Config, ListenerTls};
@@ -217,6 +219,13 @@ impl App {
         }
     }
 
+    /// What works in the background for the clusters with `kvcache`.
+    #[must_use]
+    pub fn kvcache_services(&self) -> Vec<(JobsService, Option<LoadService>)> {
+        let clusters = self.config.clusters.iter().zip(&self.clusters);
+        clusters.filter_map(|(config, cluster)| cluster::services(config, cluster, &self.lifecycle)).collect()
+    }
+
     /// The admin application.
     #[must_use]
     pub fn admin(self: &Arc<Self>) -> Admin {
@@ -317,6 +326,12 @@ impl App {
             readiness.add_dependency(&handle);
         }
         server.add_service(GenBackgroundService::new("models".to_owned(), Arc::new(self.models_service())));
+        for (jobs, load) in self.kvcache_services() {
+            server.add_service(GenBackgroundService::new("kvcache".to_owned(), Arc::new(jobs)));
+            if let Some(load) = load {
+                server.add_service(GenBackgroundService::new("load".to_owned(), Arc::new(load)));
+            }
+        }
         if let Some(address) = self.config.admin.address {
             let mut admin = Service::new("admin".to_owned(), self.admin());
             admin.threads = Some(1);

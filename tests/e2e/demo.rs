@@ -17,5 +17,13 @@ fn the_demo_answers_a_long_prompt_and_a_stream_and_shows_where_each_request_went
         let line = shown.lines().find(|line| line.starts_with(request)).unwrap_or_else(|| panic!("{shown}"));
         assert!(line.contains(status) && line.contains("vllm-") && line.contains("round_robin"), "{line}");
     }
+    let row = |start: &str| -> Vec<&str> {
+        let line = shown.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{shown}"));
+        line[start.len()..].split_whitespace().collect()
+    };
+    let backend = row("a new prompt")[1];
+    assert_eq!(row("again: LMCache knows where")[..4], ["200", backend, "lmcache", "followed"], "{shown}");
+    assert_eq!(row("and again")[..4], ["200", backend, "lmcache", "followed"], "{shown}");
+    assert_eq!(row("LMCache names a stranger")[2..4], ["round_robin", "unknown_instance"], "{shown}");
     assert!(shown.contains(&format!("curl -N http://{listen}/v1/chat/completions")), "{shown}");
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails, and says where")]
 
 mod backends;
+mod background;
 mod bodies;
 mod books;
 mod calls;

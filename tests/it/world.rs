@@ -11,6 +11,7 @@ use mocks::{Engine, EngineOptions};
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;
 use pingora::server::configuration::ServerConf;
+use pingora::services::background::BackgroundService;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -102,7 +103,14 @@ impl World {
             cluster.balancer.resolve().await;
         }
         let (shutdown, watch) = watch::channel(false);
-        let (address, serving) = serve(&app, watch).await;
+        let (address, mut serving) = serve(&app, watch.clone()).await;
+        for (jobs, load) in app.kvcache_services() {
+            let watch = (watch.clone(), watch.clone());
+            serving.spawn(async move { jobs.start(watch.0).await });
+            if let Some(load) = load {
+                serving.spawn(async move { load.start(watch.1).await });
+            }
+        }
         Self { engines, app, address, client: client(), folder, _shutdown: shutdown, _serving: serving }
     }
 

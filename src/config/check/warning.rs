@@ -1,7 +1,7 @@
 //! What is allowed but does nothing: told to whoever checks a configuration, and logged at the start.
 
 use crate::config::kvcache::{CacheStrategy, EvictWith, KvCache, LmcacheApi};
-use crate::config::{Cluster, Config, Policy};
+use crate::config::{Backend, Cluster, Config, Policy};
 
 pub(in crate::config) fn warnings(config: &Config) -> Vec<String> {
     let of = |(n, cluster): (usize, &Cluster)| {
@@ -31,6 +31,7 @@ fn of_cluster(cluster: &Cluster) -> Vec<Warning> {
     if kvcache.enabled {
         of_routing(cluster, &mut warnings);
         of_strategy(kvcache, &mut warnings);
+        of_instances(cluster, &mut warnings);
     }
     warnings
 }
@@ -66,5 +67,28 @@ fn of_strategy(kvcache: &KvCache, warnings: &mut Vec<Warning>) {
     if enable_eviction && strategy.evict_with == EvictWith::Evict && !coordinator {
         let what = "a real LMCache controller has no /evict: nothing is evicted there; see evict_with: clear";
         warn("kvcache.cache_strategy.evict_with", what);
+    }
+}
+
+/// A control action for an instance that is no backend's is answered by nobody that is known here.
+fn of_instances(cluster: &Cluster, warnings: &mut Vec<Warning>) {
+    let strategy = &cluster.kvcache.cache_strategy;
+    let name = |backend: &Backend| backend.lmcache_instance_id.as_ref().unwrap_or(&backend.id).clone();
+    let known: Vec<_> = cluster.backends.iter().map(name).collect();
+    for (enabled, key, instance) in [
+        (strategy.enable_pinning, "kvcache.cache_strategy.pin_instance_id", &strategy.pin_instance_id),
+        (
+            strategy.enable_compression,
+            "kvcache.cache_strategy.compress_instance_id",
+            &strategy.compress_instance_id,
+        ),
+        (strategy.enable_eviction, "kvcache.cache_strategy.evict_instance_id", &strategy.evict_instance_id),
+    ] {
+        if enabled && !instance.is_empty() && !known.contains(instance) {
+            warnings.push((
+                key,
+                format!("{instance:?} is no backend of the cluster (known: {})", known.join(", ")),
+            ));
+        }
     }
 }

@@ -8,7 +8,7 @@ mod breaker;
 mod coordinator;
 mod endpoint;
 mod load;
-mod log;
+pub(crate) mod log;
 mod lookup;
 mod retry;
 mod tokenizer;

@@ -83,6 +83,10 @@ fn what_can_never_act_is_told_and_not_refused() {
         ("enable_pinning: true", "enable_pinning"),
         ("enable_eviction: true, evict_with: clear, evict_location: disk", "enable_eviction"),
         ("enable_eviction: true, memory_threshold: 0.5", "evict_with"),
+        (
+            "enable_pinning: true, hot_content_threshold: 2, pin_instance_id: vllm-1, evict_instance_id: vllm-1",
+            "pin_instance_id",
+        ),
     ] {
         assert_eq!(keys_of("", &strategy(written)), [place(told)], "{written}");
     }
@@ -92,7 +96,8 @@ fn what_can_never_act_is_told_and_not_refused() {
     assert_eq!(keys_of("policy: lmcache_only, ", ""), ["clusters[0].policy"]);
     assert_eq!(keys_of("policy: lmcache_only, ", ENABLED), ["clusters[0].kvcache.token_cache.enabled"]);
     let active = "enable_compression: true, load_threshold: 0.5, enable_pinning: true, hot_content_threshold: 2, \
-                  enable_eviction: true, memory_threshold: 0.5, evict_with: clear, evict_location: disk";
+                  enable_eviction: true, memory_threshold: 0.5, evict_with: clear, evict_location: disk, \
+                  pin_instance_id: vllm-0";
     let cached = format!("{}, token_cache: {{enabled: true}}", strategy(active));
     assert!(keys_of("policy: lmcache_only, ", &cached).is_empty());
     assert!(parse(MINIMAL).warnings().is_empty());

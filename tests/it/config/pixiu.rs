@@ -3,6 +3,7 @@
 //! In `tests/data/pixiu` every line that is told of carries its notes; `expected/` has the same file for kvway.
 
 use kvway::config::{Balancing, Config, Imported, Policy};
+use proptest::prelude::*;
 
 use super::{MINIMAL, environment, in_tree, parse_with, yaml_files};
 
@@ -66,7 +67,9 @@ fn every_line_without_its_effect_is_told() {
             let mut parts = note.strip_prefix("pixiu.yaml:").unwrap().splitn(3, ": ").map(str::to_owned);
             (parts.next().unwrap(), parts.nth(1).unwrap())
         };
-        let said: Vec<_> = import(&text).notes.iter().map(parts).collect();
+        let notes = import(&text).notes;
+        assert!(notes.iter().all(|note| !note.contains("do-not-show")), "{notes:?}");
+        let said: Vec<_> = notes.iter().map(parts).collect();
         assert_eq!(said, expected, "{}", path.display());
     }
 }
@@ -169,4 +172,29 @@ fn a_route_without_a_cluster_is_refused_unless_the_file_says_what_to_answer() {
         ["routes[0].cluster: gone is not a cluster: requests are answered with 505"]
     );
     assert!(Config::parse(&route(""), "test.yaml", &|_| None).is_err());
+}
+
+proptest! {
+    #[test]
+    fn a_file_with_a_mistake_is_refused_in_one_line_or_printed_as_what_it_means(
+        file in 0..5_usize,
+        line in any::<prop::sample::Index>(),
+        value in "-?[0-9]{0,4}(ms|s|h)?|[a-z/:.*\\[\\]{} -]{0,8}|\\$\\{EMPTY\\}|null|true",
+        delete in any::<bool>(),
+    ) {
+        let text = std::fs::read_to_string(&yaml_files("tests/data/pixiu")[file]).unwrap();
+        let mut lines: Vec<String> = text.replace("${API_KEY}", "***").lines().map(str::to_owned).collect();
+        let n = line.index(lines.len());
+        match lines[n].split_once(": ") {
+            Some((key, _)) if !delete => lines[n] = format!("{key}: {value}"),
+            _ => drop(lines.remove(n)),
+        }
+        match Config::parse_pixiu(&lines.join("\n"), "pixiu.yaml", &variables) {
+            Ok(Imported { config, .. }) => prop_assert_eq!(parse_with(&config.to_yaml(), &|_| None), config),
+            Err(error) => {
+                prop_assert!(error.line.is_some());
+                prop_assert!(!error.to_string().contains(char::is_control), "{}", error);
+            }
+        }
+    }
 }
