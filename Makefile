@@ -22,7 +22,7 @@ demo: tools ## run the gateway before an embedded fleet, and show what it does
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
 
-test-vllm: tools $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
+test-vllm: tools $(LMCACHE)/ready $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
 	cargo test --test it real::vllm -- --ignored
 
 check: tools ## format, lints, documentation, shipped configurations

@@ -6,6 +6,7 @@
 mod client;
 mod controller;
 mod engine;
+mod gateway;
 mod process;
 mod vllm;
 mod wire;

@@ -1,12 +1,14 @@
 //! A real vLLM: the gateway's tokenizer client at its `/tokenize`, and the gateway before it.
 
+use super::controller::{Controller, controller};
 use super::engine::{RealEngine, engine};
 use super::process::look_until;
-use crate::world::{Plan, World};
+use crate::world::{Plan, World, chat, until};
 use kvway::clients::breaker::Breaker;
 use kvway::clients::call::{CallError, Reason};
 use kvway::clients::vllm::{Tokenizer, prompt_form};
 use kvway::config::{CircuitBreaker, KvCache};
+use mocks::{Engine, EngineOptions};
 use prometheus::{IntCounterVec, Opts};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -35,6 +37,26 @@ fn tokenizer(engine: &RealEngine) -> Tokenizer {
 async fn tokenize(engine: &RealEngine, body: &Value) -> Result<Vec<u32>, CallError> {
     let answer = tokenizer(engine).tokenize(body.to_string().into(), None, Instant::now() + LONG).await;
     answer.map(|tokens| tokens.to_vec())
+}
+
+/// A gateway with the KV-cache filter before the engine, whose instance of LMCache has this name, and a mock.
+async fn gateway_with_filter(
+    engine: &RealEngine,
+    mock: &Engine,
+    controller: &Controller,
+    instance: &str,
+) -> World {
+    let cluster = format!(
+        "policy: lmcache_only\ndecision_header: true\nkvcache: {{enabled: true, vllm_endpoint: \"http://{}\", \
+         lmcache_endpoint: \"{}\", request_timeout: 1m, lookup_routing_timeout: 1m, token_cache: {{enabled: true}}}}",
+        engine.address(),
+        controller.endpoint(),
+    );
+    let more = vec![
+        format!(r#"id: mock, address: "{}""#, mock.address()),
+        format!(r#"id: real, address: "{}", lmcache_instance_id: {instance}"#, engine.address()),
+    ];
+    World::with(Plan { engines: vec![], more, cluster, ..Plan::default() }).await
 }
 
 /// A gateway whose only backend is the engine.
@@ -149,8 +171,37 @@ async fn a_client_that_leaves_ends_the_generation() {
     assert!(answer.chunk().await.unwrap().is_some());
     look_until(async || engine.metric(RUNNING).await > 0.0).await;
     drop(answer);
-    look_until(async || engine.metric(RUNNING).await == 0.0).await;
+    look_until(async || engine.metric(RUNNING).await < 1.0).await;
     let generated = engine.metric(GENERATED).await - before;
     assert!(generated < f64::from(TOKENS_MAX), "{generated} tokens were generated for nobody");
     assert_eq!(gateway.last_entry().await["outcome"], "client_gone");
+}
+
+#[tokio::test]
+#[ignore = "needs a real vLLM: make test-vllm"]
+async fn what_a_real_engine_tokenizes_a_real_controller_finds() {
+    const DONE: &str = r#"kvway_kvcache_jobs_total{cluster="llama",outcome="done"}"#;
+    let (engine, controller) = (engine().await, controller().await);
+    let mock = Engine::start(EngineOptions::default()).unwrap();
+    let gateway = gateway_with_filter(&engine, &mock, &controller, "real-engine").await;
+    for (path, body) in [
+        ("/v1/completions", json!({"model": "tiny", "prompt": long_text("found"), "max_tokens": 1})),
+        ("/v1/chat/completions", chat(&long_text("found in a chat"))),
+    ] {
+        let tokens = tokenize(&engine, &body).await.unwrap();
+        controller.instance("real-engine", std::slice::from_ref(&tokens)).await;
+        let before = gateway.metric(DONE);
+        let ask = || async { gateway.client.post(gateway.url(path)).json(&body).send().await.unwrap() };
+        ask().await.bytes().await.unwrap();
+        until(|| gateway.metric(DONE) > before).await;
+        for _ in 0..3 {
+            let answer = ask().await;
+            let followed = format!("real; reason=lmcache; hint=followed; matched_tokens={}", tokens.len());
+            assert_eq!(answer.headers()["x-kvway-decision"], followed, "{path}");
+            let answer: Value = answer.json().await.unwrap();
+            assert_eq!(answer["usage"]["prompt_tokens"], tokens.len(), "{path}");
+        }
+    }
+    let calls = r#"kvway_kvcache_tokenizer_calls_total{cluster="llama",outcome="ok"} 2"#;
+    assert!(gateway.metrics().lines().any(|line| line == calls), "one call for each prompt");
 }
