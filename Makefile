@@ -54,7 +54,7 @@ $(OPENAI)/ready: tests/python/requirements.txt
 $(LMCACHE)/ready: tests/real/lmcache/requirements.txt
 	@.ci/install python
 	python3 -m venv $(LMCACHE)
-	$(LMCACHE)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(LMCACHE)/bin/pip install --quiet --disable-pip-version-check --retries 10 --no-deps -r $<
 	touch $@
 
 $(VLLM)/ready: tests/real/vllm/install tests/real/vllm/requirements.txt tests/real/vllm/make_model.py

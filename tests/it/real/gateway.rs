@@ -24,10 +24,16 @@ struct Site {
 impl Site {
     /// `kvcache`: keys of the section beside those that every site has, as in `action_interval: 0s`.
     async fn new(test: &'static str, kvcache: &str) -> Self {
+        Self::loaded(test, None, kvcache).await
+    }
+
+    /// As [`Site::new`], where the engine `right` says to have this load.
+    async fn loaded(test: &'static str, load: Option<Load>, kvcache: &str) -> Self {
         let controller = controller().await;
         let engine =
             |id: &str| Engine::start(EngineOptions { id: id.to_owned(), ..EngineOptions::default() });
         let engines = ["left", "right"].map(|id| engine(id).unwrap());
+        engines[1].pretend_load(load);
         let backend = |engine: &Engine| {
             let (id, address) = (engine.id(), engine.address());
             format!(r#"id: {id}, address: "{address}", lmcache_instance_id: {test}-{id}"#)
@@ -168,11 +174,11 @@ async fn a_hot_prompt_is_pinned_where_it_is_held_and_once() {
 
 #[tokio::test]
 async fn a_loaded_engine_is_told_to_compress() {
-    let strategy = "load_period: 10ms, cache_strategy: {enable_compression: true, load_threshold: 0.9}";
-    let site = Site::new("compress", strategy).await;
+    let strategy = "cache_strategy: {enable_compression: true, load_threshold: 0.9}";
+    let load = Load { running: 1, waiting: 1, kv_cache_usage: 0.0 };
+    let site = Site::loaded("compress", Some(load), strategy).await;
     let prompt = long("compress");
     let instance = site.hold("right", &[&prompt]).await;
-    site.engines[1].pretend_load(Some(Load { running: 1, waiting: 1, kv_cache_usage: 0.0 }));
     until(|| site.counted("load_ratio", r#"backend="right""#) == "1").await;
     site.teach(&prompt).await;
     let asked = instance.is_asked("compress", 1).await;
@@ -262,12 +268,12 @@ async fn an_instance_that_no_backend_is_named_after_is_counted_and_told() {
 async fn a_missing_evict_is_told_once_and_a_location_is_cleared_in_its_place() {
     let paper = Paper::default();
     let _listening = paper.listen();
-    let strategy = "load_period: 10ms, action_interval: 0s, cache_strategy: {enable_eviction: true, \
+    let strategy = "action_interval: 0s, cache_strategy: {enable_eviction: true, \
                     memory_threshold: 0.9, evict_with: clear, evict_location: LocalCPUBackend}";
-    let site = Site::new("evict", strategy).await;
+    let load = Load { running: 0, waiting: 0, kv_cache_usage: 0.95 };
+    let site = Site::loaded("evict", Some(load), strategy).await;
     let [one, two] = ["one", "two"].map(|name| long(&format!("evict {name}")));
     let instance = site.hold("right", &[&one]).await;
-    site.engines[1].pretend_load(Some(Load { running: 0, waiting: 0, kv_cache_usage: 0.95 }));
     until(|| site.counted("memory_ratio", r#"backend="right""#) == "0.95").await;
     site.teach(&one).await;
     assert_eq!(instance.is_asked("clear", 1).await.len(), 1);
