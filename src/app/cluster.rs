@@ -5,7 +5,7 @@
 use super::{AppError, base_url};
 use crate::background::jobs::JobsService;
 use crate::background::load::LoadService;
-use crate::background::probe;
+use crate::background::{probe, strategy};
 use crate::clients::breaker::Breaker;
 use crate::clients::lmcache::Lmcache;
 use crate::config::{self, Config};
@@ -86,8 +86,7 @@ pub(super) fn services(
         lifecycle: Arc::clone(lifecycle),
         metrics: hints.metrics.clone(),
     };
-    let strategy = &config.kvcache.cache_strategy;
-    let load = (strategy.enable_compression || strategy.enable_eviction).then(|| {
+    let load = strategy::needs_load(&config.kvcache.cache_strategy).then(|| {
         let backends = config.backends.iter().map(|backend| (base_url(backend), backend.api_key.clone()));
         LoadService::new(Arc::clone(&cluster.fleet), backends.collect(), loads, period, hints.metrics.clone())
     });

@@ -3,7 +3,7 @@
 //! | phase of Pingora | here | file |
 //! |---|---|---|
 //! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
-//! | `request_filter` | body in, prompt, route; the body is kept for replay | [`body`], [`prompt`] ([`json`]), [`route`], [`replay`] |
+//! | `request_filter` | body in, prompt, route, hint; the body is kept for replay | [`body`], [`prompt`] ([`json`], [`key`]), [`route`], [`hint`], [`replay`] |
 //! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
 //! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |

@@ -8,7 +8,7 @@
 //! | [`models::ModelList`] | `background::models` | `proxy` | `limits.models_bytes_max` per cluster | the answer is not taken, counted |
 //! | [`hotness::Hotness`] | `proxy` (accesses) | `proxy`, `background` | `hot_max_keys` prompts per cluster, the threshold's accesses each | the least recently seen prompt is forgotten |
 //! | [`tokens::TokenCache`] | `background` | `proxy`, `background` | `token_cache.max_size` and `max_bytes` per cluster | the least recently used goes, counted |
-//! | [`flights::Flights`] | `background` | `background` | the calls in flight | – |
+//! | [`flights::Flights`] | `proxy`, `background`, each its own | the same | the calls in flight | – |
 //! | [`inbox::Inbox`] | `proxy` | `background::jobs` | `queue_jobs_max` waiting jobs and `queue_bytes_max` bytes per cluster | the job is dropped, counted |
 //! | [`load::Loads`] | `background::load` | `background` | the configured backends | – |
 //!

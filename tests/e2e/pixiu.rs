@@ -2,7 +2,7 @@
 
 use crate::client::{CHAT, chat, engine, fresh};
 use crate::gateway::{Gateway, kvway, look_for};
-use mocks::{Controller, ControllerOptions, Engine};
+use mocks::{Controller, ControllerOptions, Engine, Server};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Output;
@@ -42,6 +42,8 @@ static_resources:
                     vllm_endpoint: "http://{engine}"
                     lmcache_endpoint: "http://{controller}"
                     default_model: "tiny"
+                    request_timeout: 20s
+                    lookup_routing_timeout: 20s
                     token_cache:
                       enabled: true
                       max_size: 1024
@@ -133,6 +135,30 @@ async fn a_configuration_of_pixiu_runs_as_it_is() {
             .await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_prompt_goes_to_the_engine_that_lmcache_names() {
+    let engines = [engine("llm-a"), engine("llm-b")];
+    let controller = Controller::start(ControllerOptions::default()).unwrap();
+    controller.prefer(Some("llm-b"));
+    let text = |address, metrics| configuration(&engines, &controller, address, metrics);
+    let gateway = Gateway::start_as(&["gateway", "start", "-c"], text).await;
+    let ask = async || {
+        let request = fresh().post(gateway.url(CHAT)).json(&chat("the same prompt", None));
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    };
+    ask().await;
+    let served = |server: &Server, path: &str| server.stats().path(path).served;
+    // The pin is the last thing that the first request leaves to be done.
+    look_for("the pin", async || (served(&controller, "/pin") >= 1).then_some(())).await;
+    assert!(served(&engines[0], "/tokenize") >= 1);
+    let before = engines[1].stats().path(CHAT).received;
+    for _ in 0..4 {
+        ask().await;
+    }
+    assert_eq!(engines[1].stats().path(CHAT).received - before, 4, "all of them");
+    assert!(served(&controller, "/lookup") >= 2);
 }
 
 fn check(flag: &str, text: &str) -> Output {
