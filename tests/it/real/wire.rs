@@ -44,6 +44,15 @@ async fn chunks_of_256_tokens_match_from_the_first_on() {
 }
 
 #[tokio::test]
+async fn a_prompt_of_less_than_a_chunk_matches_only_as_a_whole() {
+    let controller = controller().await;
+    controller.instance("short", &[tokens(90_000, 100)]).await;
+    assert_eq!(controller.look_up(&tokens(90_000, 100)).await, json!({"short": [LOCATION, 100]}));
+    assert_eq!(controller.look_up(&tokens(90_000, 99)).await, json!({}));
+    assert_eq!(controller.look_up(&tokens(90_000, 101)).await, json!({}));
+}
+
+#[tokio::test]
 async fn a_chunk_is_credited_to_the_first_instance_that_registered_it() {
     let controller = controller().await;
     controller.instance("first", &[tokens(30_000, 600)]).await;
