@@ -15,7 +15,21 @@ use tokio::sync::OnceCell;
 
 /// Where a worker keeps its chunks unless a test says otherwise.
 pub(crate) const LOCATION: &str = "LocalCPUBackend";
+/// The `PYTHONHASHSEED` of every process that is not to have another.
+const SEED: &str = "0";
+
 static RUNNING: OnceCell<Running> = OnceCell::const_new();
+
+/// What the hashes of a process of workers are made from.
+#[derive(Clone, Copy)]
+pub(crate) enum Hashes {
+    /// The same as those of the controller, which has no vLLM.
+    Alike,
+    /// Another `PYTHONHASHSEED`.
+    OtherSeed,
+    /// A start that only a process has which can import vLLM, as every engine can.
+    BesideVllm,
+}
 
 /// The processes; they end with the test binary.
 struct Running {
@@ -58,17 +72,19 @@ impl Running {
         let ports = json!({"pull": pull.port(), "reply": reply.port(), "heartbeat": heartbeat.port()});
         let arguments = ["--host", "127.0.0.1", "--port", &http.port().to_string()].map(str::to_owned);
         let arguments = arguments.into_iter().chain(["--monitor-ports".to_owned(), ports.to_string()]);
-        let controller = Process::start("controller.py", arguments);
-        let workers = Self::workers(pull, reply, None);
+        let controller = Process::start("controller.py", SEED, arguments);
+        let workers = Self::workers(pull, reply, Hashes::Alike);
         let sockets = reserved.map(|(socket, _)| socket);
         let running = Self { controller, workers, http, pull, reply, _reserved: sockets };
         running.becomes_alive().await;
         running
     }
 
-    fn workers(pull: SocketAddr, reply: SocketAddr, beside: Option<&str>) -> Process {
-        let arguments = [pull, reply].map(|address| address.to_string());
-        Process::start("worker.py", arguments.into_iter().chain(beside.map(str::to_owned)))
+    fn workers(pull: SocketAddr, reply: SocketAddr, hashes: Hashes) -> Process {
+        let seed = if matches!(hashes, Hashes::OtherSeed) { "1" } else { SEED };
+        let beside = matches!(hashes, Hashes::BesideVllm).then(|| "vllm".to_owned());
+        let addresses = [pull, reply].map(|address| address.to_string());
+        Process::start("worker.py", seed, addresses.into_iter().chain(beside))
     }
 
     async fn becomes_alive(&self) {
@@ -125,14 +141,8 @@ impl Controller {
     }
 
     /// A process for workers of one test, which dies with it.
-    pub(crate) fn workers(&self) -> Process {
-        Running::workers(self.running.pull, self.running.reply, None)
-    }
-
-    /// As [`Controller::workers`], with the hashes of an engine: they start elsewhere than those of this controller,
-    /// which has no vLLM.
-    pub(crate) fn workers_beside_vllm(&self) -> Process {
-        Running::workers(self.running.pull, self.running.reply, Some("vllm"))
+    pub(crate) fn workers(&self, hashes: Hashes) -> Process {
+        Running::workers(self.running.pull, self.running.reply, hashes)
     }
 
     /// How many chunks the controller counts of an instance; null of one that it does not know.

@@ -3,7 +3,7 @@
 //! The engines tokenize as the mocks do; the workers hold what a test says. LMCache's answers are waited for as long as it
 //! takes, so no test depends on how fast the controller is.
 
-use super::controller::{Controller, Instance, LOCATION, controller};
+use super::controller::{Controller, Hashes, Instance, LOCATION, controller};
 use super::process::{Process, look_until};
 use crate::calls::log::Paper;
 use crate::world::{Plan, World, chat, until};
@@ -190,7 +190,7 @@ async fn a_loaded_engine_is_told_to_compress() {
 async fn a_dead_worker_whose_backend_is_down_is_not_waited_for() {
     let site = Site::new("down", "").await;
     let prompt = long("down");
-    let workers = site.controller.workers();
+    let workers = site.controller.workers(Hashes::Alike);
     let tokens = site.tokens(&prompt).await;
     site.hold_in(&workers, "right", &[&prompt]).await;
     site.teach(&prompt).await;
@@ -235,7 +235,7 @@ async fn a_wedged_instance_stops_no_request_and_is_counted() {
 async fn hashes_that_start_elsewhere_are_seen_as_lookups_without_a_match() {
     let site = Site::new("seed", "").await;
     let prompt = long("seed");
-    let workers = site.controller.workers_beside_vllm();
+    let workers = site.controller.workers(Hashes::BesideVllm);
     site.hold_in(&workers, "right", &[&prompt]).await;
     site.teach(&prompt).await;
     for _ in 0..3 {

@@ -62,14 +62,15 @@ async fn look_for_ever(mut condition: impl AsyncFnMut() -> bool) {
 }
 
 impl Process {
-    /// Starts `script` with `arguments`.
+    /// Starts `script` with `arguments`; `seed` is its `PYTHONHASHSEED`.
     pub(crate) fn start<A: AsRef<OsStr>>(
         script: &'static str,
+        seed: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
         let mut command = Command::new(program(".venv-lmcache", "python", "test"));
         command.arg(root().join("tests/real/lmcache").join(script)).args(arguments);
-        command.env("PYTHONHASHSEED", "0").env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+        command.env("PYTHONHASHSEED", seed).env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
         command.env("LMCACHE_LOG_LEVEL", "WARNING");
         Self::spawn(script, command)
     }

@@ -1,6 +1,6 @@
 //! What a real LMCache controller answers: the facts that the gateway's client and the mock controller are built on.
 
-use super::controller::{LOCATION, controller, tokens};
+use super::controller::{Hashes, LOCATION, controller, tokens};
 use super::process::look_until;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -132,7 +132,7 @@ async fn a_body_without_a_content_type_is_refused() {
 async fn hashes_that_start_elsewhere_find_nothing_and_say_nothing() {
     let controller = controller().await;
     let held = tokens(60_000, 600);
-    let workers = controller.workers_beside_vllm();
+    let workers = controller.workers(Hashes::BesideVllm);
     let instance = controller.instance_in(&workers, "beside-vllm", std::slice::from_ref(&held)).await;
     assert_eq!(controller.look_up(&held).await, json!({}));
     let (status, answer) = controller.ask("/pin", &control(&instance.id, &held)).await;
@@ -140,10 +140,19 @@ async fn hashes_that_start_elsewhere_find_nothing_and_say_nothing() {
 }
 
 #[tokio::test]
+async fn another_seed_alone_changes_no_hash() {
+    let controller = controller().await;
+    let held = tokens(61_000, 600);
+    let workers = controller.workers(Hashes::OtherSeed);
+    controller.instance_in(&workers, "other-seed", std::slice::from_ref(&held)).await;
+    assert_eq!(controller.look_up(&held).await, json!({"other-seed": [LOCATION, 600]}));
+}
+
+#[tokio::test]
 async fn a_dead_worker_stays_in_lookups() {
     let controller = controller().await;
     let held = tokens(70_000, 600);
-    let workers = controller.workers();
+    let workers = controller.workers(Hashes::Alike);
     controller.instance_in(&workers, "dead", std::slice::from_ref(&held)).await;
     drop(workers);
     assert_eq!(controller.look_up(&held).await, json!({"dead": [LOCATION, 600]}));

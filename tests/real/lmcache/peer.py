@@ -8,7 +8,9 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+import threading
 import types
+from queue import SimpleQueue
 
 ABSENT = {"cupy", "numba", "nvtx", "safetensors", "torch", "transformers"}
 
@@ -79,7 +81,13 @@ os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
 
 
 def lines():
-    """The lines of standard input; ends the process where they end, whatever else runs."""
-    for line in sys.stdin:
-        yield line
-    os._exit(0)
+    """The lines of standard input from now on. Where they end, so does the process, whatever it waits for."""
+    queue = SimpleQueue()
+
+    def read():
+        for line in sys.stdin:
+            queue.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(queue.get, None)

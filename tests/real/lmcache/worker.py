@@ -33,6 +33,7 @@ from lmcache.v1.token_database import ChunkedTokenDatabase
 
 HEARTBEAT_PERIOD_SECONDS = 2
 
+wishes = peer.lines()
 pull, reply, *beside = sys.argv[1:]
 if beside == ["vllm"]:
     utils = types.ModuleType("vllm.v1.core.kv_cache_utils")
@@ -157,7 +158,7 @@ class Worker:
 
 
 workers = {}
-for line in peer.lines():
+for line in wishes:
     wish = json.loads(line)
     instance = wish.pop("instance")
     if instance not in workers:
