@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench micro tools
+.PHONY: help demo compare test check bench micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
@@ -18,6 +18,9 @@ help: ## this list
 
 demo: tools ## run the gateway before an embedded fleet, and show what it does
 	cargo run -- demo
+
+compare: tools ## unique prompts against repeated ones through the demo's gateway, in numbers
+	cargo run -- compare --demo
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
