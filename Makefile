@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test check bench micro tools
+.PHONY: help demo compare test test-vllm check bench micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai

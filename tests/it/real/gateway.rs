@@ -7,6 +7,7 @@ use super::controller::{Controller, Hashes, Instance, LOCATION, controller};
 use super::process::{Process, look_until};
 use crate::calls::log::Paper;
 use crate::world::{Plan, World, chat, until};
+use futures::future::join_all;
 use mocks::{Engine, EngineOptions, Load};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -214,21 +215,44 @@ async fn a_dead_worker_whose_backend_is_down_is_not_waited_for() {
 async fn a_wedged_instance_stops_no_request_and_is_counted() {
     let strategy = "control_timeout: 3s, cache_strategy: {enable_pinning: true, hot_content_threshold: 1}";
     let site = Site::new("jam", strategy).await;
-    let [one, two, three] = ["one", "two", "three"].map(|name| long(&format!("jam {name}")));
-    let instance = site.hold("right", &[&one, &two, &three]).await;
+    let prompts: Vec<String> = (0..8).map(|number| long(&format!("jam {number}"))).collect();
+    let held: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let instance = site.hold("right", &held).await;
+    let pins = |outcome| site.counted("actions_total", &format!(r#"action="pin",outcome="{outcome}""#));
+    let followed = "right; reason=lmcache; hint=followed";
     instance.hold(&["pin"]).await;
-    for (prompt, outcome) in [(&one, "timeout"), (&two, "status")] {
+    let (last, jammed) = prompts.split_last().unwrap();
+    for prompt in jammed {
         site.teach(prompt).await;
-        assert_eq!(site.counted("actions_total", &format!(r#"action="pin",outcome="{outcome}""#)), "1");
-        assert!(site.teach(prompt).await.starts_with("right; reason=lmcache; hint=followed"));
+        assert!(site.teach(prompt).await.starts_with(followed), "more failures than open a breaker in a row");
     }
+    assert_eq!((pins("timeout"), pins("status")), ("1".to_owned(), "6".to_owned()));
     assert_eq!(instance.asked("pin").len(), 1);
 
     instance.hold(&[]).await;
     let body = json!({"tokens": [], "instance_id": instance.id, "location": LOCATION});
     look_until(async || site.controller.ask("/pin", &body).await.0 == StatusCode::OK).await;
-    site.teach(&three).await;
-    assert_eq!(site.counted("actions_total", r#"action="pin",outcome="ok""#), "1", "it is well again");
+    site.teach(last).await;
+    assert_eq!(pins("ok"), "1", "it is well again");
+}
+
+#[tokio::test]
+async fn control_calls_for_an_instance_never_meet() {
+    const PROMPTS: usize = 6;
+    let strategy = "cache_strategy: {enable_pinning: true, hot_content_threshold: 1}";
+    let site = Site::new("turns", strategy).await;
+    let prompts: Vec<String> = (0..PROMPTS).map(|number| long(&format!("turns {number}"))).collect();
+    let held: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let instance = site.hold("right", &held).await;
+    instance.hold(&["pin"]).await;
+    join_all(prompts.iter().map(|prompt| site.ask(prompt))).await;
+    until(|| site.counted("lookups_total", r#"by="background",outcome="match""#) == PROMPTS.to_string())
+        .await;
+    instance.is_asked("pin", 1).await;
+    instance.hold(&[]).await;
+    until(|| site.jobs() == PROMPTS as u64).await;
+    let pinned = site.counted("actions_total", r#"action="pin",outcome="ok""#);
+    assert_eq!((pinned, instance.asked("pin").len()), (PROMPTS.to_string(), PROMPTS));
 }
 
 #[tokio::test]
