@@ -11,6 +11,7 @@ use kvway::config::Config;
 use mocks::{EngineOptions, Fault, Mode, SimulatedOptions};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -187,9 +188,37 @@ async fn a_gateway_that_answers_nothing_is_one_clear_error() {
 }
 
 #[tokio::test]
-async fn a_cut_stream_is_no_answer() {
+async fn a_stream_without_its_end_is_no_answer() {
     let world = world().await;
-    world.engines.iter().for_each(|engine| engine.fail_always(Some(Fault::CutStreamAfter(1))));
-    let error = within(compare::run(&plan(&world, &[]))).await.unwrap_err();
-    assert!(matches!(error, compare::CompareError::AllFailed { requests: 20, .. }), "{error}");
+    let body = "data: {\"choices\":[]}\n\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length";
+    let without_end = format!("{head}: {}\r\n\r\n{body}", body.len());
+    for fault in [Fault::CutStreamAfter(1), Fault::Raw(without_end.into())] {
+        for engine in &world.engines {
+            engine.fail_always(None);
+            engine.fail_always(Some(fault.clone()));
+        }
+        let error = within(compare::run(&plan(&world, &[]))).await.unwrap_err();
+        assert!(matches!(error, compare::CompareError::AllFailed { requests: 20, .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn counters_that_lag_behind_the_answers_are_waited_for() {
+    let world = world().await;
+    let (app, met) = (Arc::clone(&world.app), AtomicU64::new(0));
+    let (admin, _serving) = serve(move || {
+        let body = app.admin().respond(&http::Method::GET, "/metrics", None).into_body();
+        let tries = tries(std::str::from_utf8(&body).unwrap());
+        // What has just happened is not counted to its last request before the second look.
+        let missing = u64::from(met.swap(tries, Ordering::Relaxed) != tries);
+        let shown = tries - missing;
+        format!("kvway_upstream_requests_total{{backend=\"b\",cluster=\"c\"}} {shown}\n")
+    })
+    .await;
+    let plan = Plan { admin: Some(admin), ..plan(&world, &["--model", "tiny"]) };
+    let report = within(compare::run(&plan)).await.unwrap();
+    for phase in [report.unique, report.repeated] {
+        assert_eq!(phase.seen.unwrap().backends.into_values().collect::<Vec<_>>(), [20]);
+    }
 }

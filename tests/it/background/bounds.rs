@@ -107,6 +107,35 @@ async fn a_request_that_ends_in_good_order_leaves_its_job_alone() {
     assert_eq!((service.ended("done"), service.calls("/pin")), (1, 1));
 }
 
+#[tokio::test]
+async fn a_slow_action_holds_up_nobody_who_tokenizes() {
+    let service = Service::with(|section| section.workers_max = 1);
+    let gate = service.controller.hold_path("/pin");
+    service.push(super::found_at(1, "a"));
+    gate.waiting(1).await;
+    service.push(Job { hot: false, ..job(2, "hello") });
+    service.engine.until(|stats| stats.served("/tokenize") == 1).await;
+    service.working(1).await;
+    assert_eq!((service.ended("done"), service.inbox.running()), (1, 1));
+    gate.release();
+    service.idle().await;
+    assert_eq!(service.ended("done"), 2);
+}
+
+#[tokio::test]
+async fn no_more_jobs_act_than_may() {
+    let service = Service::with(|section| section.workers_max = 1);
+    let gate = service.controller.hold_path("/pin");
+    service.push(super::found_at(1, "a"));
+    gate.waiting(1).await;
+    service.push(super::found_at(2, "b"));
+    crate::world::until(|| service.ended("expired") == 1).await;
+    assert_eq!(service.count("actions_total", "outcome=busy"), 1);
+    gate.release();
+    service.idle().await;
+    assert_eq!(service.calls("/pin"), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn jobs_gather_for_a_while_before_the_next_are_taken() {
     let service = Service::new();
