@@ -14,6 +14,7 @@ mod connections;
 mod doctor;
 mod endpoints;
 mod observability;
+mod real;
 mod refusals;
 mod streams;
 mod tidy;
