@@ -11,6 +11,7 @@ mod clients;
 mod config;
 mod connections;
 mod endpoints;
+mod kvcache;
 mod observability;
 mod refusals;
 mod streams;
