@@ -23,10 +23,10 @@ async fn prompts_with_fewer_tokens_than_the_least_are_not_looked_up() {
     filter.chat("short").await;
     filter.chat("short").await;
     assert_eq!((filter.calls(LOOKUP), filter.calls(TOKENIZE)), (0, 1));
-    assert_eq!(filter.hinted(), "too_short 2, tokens_unknown 1");
+    assert_eq!(filter.hinted(), "tokens_unknown 1, too_short 2");
     assert_eq!(filter.told("jobs_total"), "short 3");
     filter.complete(ids(256)).await;
-    assert_eq!(filter.hinted(), "followed 1, too_short 2, tokens_unknown 1");
+    assert_eq!(filter.hinted(), "followed 1, tokens_unknown 1, too_short 2");
 }
 
 #[tokio::test]

@@ -98,6 +98,8 @@ impl Setup {
         {
             self.section.entry(key).or_insert_with(|| format!("\"http://{address}\""));
         }
+        // Longer than any test lets pass: no connection is closed while nobody looks.
+        self.plan.sections.insert_str(0, "timeouts: {idle: 24h}\n");
         let section: Vec<String> =
             self.section.iter().map(|(key, value)| format!("{key}: {value}")).collect();
         self.plan.cluster = format!("{}\nkvcache: {{{}}}", self.cluster, section.join(", "));
