@@ -92,9 +92,11 @@ async fn a_controller_without_evict_is_well() {
     let strategy = "{enable_eviction: true, memory_threshold: 0.5}";
     let breaker = "{failure_threshold: 1, recovery_timeout: 10m}";
     let setup = Setup::new().set("cache_strategy", strategy).set("circuit_breaker", breaker);
-    let filter = setup.prefer("vllm-1").set("load_period", "1ms").start().await;
+    let filter = setup.prefer("vllm-1").set("load_period", "1h").start().await;
+    until(|| filter.told("load_polls_total") == "ok 2").await;
     let full = mocks::Load { running: 1, waiting: 0, kv_cache_usage: 0.9 };
     filter.world.engines[1].pretend_load(Some(full));
+    pass(Duration::from_hours(1)).await;
     until(|| filter.told("memory_ratio").contains("vllm-1 0.9")).await;
     for count in 1..4 {
         filter.complete(ids(count)).await;

@@ -66,29 +66,34 @@ async fn an_lmcache_that_is_not_there_costs_the_hint_alone() {
 
 #[tokio::test]
 async fn an_lmcache_that_is_silent_is_waited_for_as_long_as_configured() {
-    let filter = Setup::new().prefer("vllm-1").set("lookup_routing_timeout", "20ms").start().await;
-    filter.controller.fail_next_on(LOOKUP, 1, Fault::StallBeforeResponse);
+    let filter = Setup::new().set("lookup_routing_timeout", "20ms").start().await;
+    // Without jobs the lookups of requests are all there is.
+    filter.hints().inbox.close();
+    filter.controller.fail_always_on(LOOKUP, Fault::StallBeforeResponse);
     complete(&filter, 9).await;
     assert_eq!(filter.hinted(), "timeout 1");
-    filter.controller.until(|stats| stats.cancelled(LOOKUP) == 1).await;
-    filter.idle().await;
-    assert_eq!(filter.told("lookups_total"), "background/match 1, request/timeout 1");
+    assert_eq!(filter.told("lookups_total"), "request/timeout 1");
+    assert_eq!(filter.told("jobs_dropped_total"), "closed 1");
 }
 
 #[tokio::test]
 async fn timeouts_open_the_breaker_and_then_nobody_waits() {
     let breaker = "{failure_threshold: 2, recovery_timeout: 10m}";
     let setup = Setup::new().set("circuit_breaker", breaker).set("lookup_routing_timeout", "20ms");
-    // The jobs give up at once, so that the requests' own lookups are all that counts.
-    let filter = setup.set("queue_jobs_max", "1").set("token_cache", "{enabled: true}").start().await;
+    let filter = setup.start().await;
     filter.hints().inbox.close();
     filter.controller.fail_always_on(LOOKUP, Fault::StallBeforeResponse);
-    for _ in 0..4 {
+    // On a slow machine a deadline may pass before the call is made, which is no failure of LMCache.
+    while filter.told("breaker_state") != "lmcache 2" {
         complete(&filter, 9).await;
     }
-    assert_eq!((filter.hinted().as_str(), filter.calls(LOOKUP)), ("breaker_open 2, timeout 2", 2));
-    assert_eq!(filter.told("breaker_state"), "lmcache 2");
-    assert_eq!(filter.told("jobs_dropped_total"), "closed 4");
+    let calls = filter.calls(LOOKUP);
+    assert!(calls <= 2, "{calls}");
+    for _ in 0..2 {
+        complete(&filter, 9).await;
+    }
+    assert_eq!(filter.calls(LOOKUP), calls);
+    assert!(filter.hinted().starts_with("breaker_open 2, timeout "), "{}", filter.hinted());
 }
 
 #[tokio::test]
