@@ -203,7 +203,7 @@ impl Hints {
             }
             Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
         };
-        let abort = if self.is_done_with(&found, hot) {
+        let abort = if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
             None
         } else {
             self.hand_over(Job {

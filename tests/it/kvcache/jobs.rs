@@ -1,6 +1,8 @@
 //! Jobs in the background: what a client's leaving does to them, and that they never stand in the way of requests.
 
 use super::*;
+use crate::clients::Http2;
+use crate::streams::h2_chat;
 use crate::world::stream_of;
 use tokio::task::JoinSet;
 
@@ -44,6 +46,20 @@ async fn a_client_that_leaves_a_stream_ends_its_job() {
     }
     let mut response = filter.request(CHAT, stream_of(9).to_string()).send().await.unwrap();
     assert!(response.chunk().await.unwrap().is_some());
+    tokenizing.waiting(1).await;
+    drop(response);
+    filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1).await;
+    filter.idle().await;
+    assert_eq!(filter.told("jobs_total"), "aborted 1");
+}
+
+#[tokio::test]
+async fn a_client_that_resets_its_stream_of_http2_ends_its_job() {
+    let filter = Filter::new().await;
+    let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
+    let _answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
+    let mut client = Http2::connect(filter.world.address).await;
+    let response = h2_chat(&mut client, &chat("hello"));
     tokenizing.waiting(1).await;
     drop(response);
     filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1).await;
@@ -154,6 +170,36 @@ async fn jobs_leave_requests_their_bytes_whatever_is_configured() {
     gate.release();
     filter.idle().await;
     assert_eq!(buffered(&filter), 0);
+}
+
+#[tokio::test]
+async fn the_jobs_of_all_clusters_share_what_they_may_hold() {
+    let other = EngineOptions { model: "other".to_owned(), ..EngineOptions::default() };
+    let other = Engine::start(other).unwrap();
+    let address = other.address();
+    let gate = other.hold_path(TOKENIZE);
+    let cluster = format!(
+        "- {{name: other, backends: [{{id: other, address: \"{address}\"}}], kvcache: {{enabled: true, \
+         vllm_endpoint: \"http://{address}\", lmcache_endpoint: \"http://{address}\"}}}}"
+    );
+    let setup = Setup::new().plan(|plan| {
+        plan.sections = "limits: {buffered_bytes_max: 1MiB, body_bytes_max: 256KiB}\n\
+                         routes: [{path: /, model: other, cluster: other}, {path: /, cluster: llama}]"
+            .to_owned();
+        plan.clusters = cluster;
+    });
+    let filter = setup.start().await;
+    let own_gate = filter.tokenizer.hold_path(TOKENIZE);
+    for number in 0..20 {
+        let own = body(number, 100 * KIB);
+        let others = own.replace("\"tiny\"", "\"other\"");
+        assert_eq!(filter.send(COMPLETIONS, own).await, 200, "{number}");
+        assert_eq!(filter.send(COMPLETIONS, others).await, 200, "{number}");
+    }
+    filter.world.idle().await;
+    assert!((300 * KIB..=512 * KIB).contains(&buffered(&filter)), "{}", buffered(&filter));
+    drop((gate, own_gate));
+    until(|| buffered(&filter) == 0).await;
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ async fn prompts_with_fewer_tokens_than_the_least_are_not_looked_up() {
     filter.chat("short").await;
     assert_eq!((filter.calls(LOOKUP), filter.calls(TOKENIZE)), (0, 1));
     assert_eq!(filter.hinted(), "tokens_unknown 1, too_short 2");
-    assert_eq!(filter.told("jobs_total"), "short 3");
+    assert_eq!(filter.told("jobs_total"), "short 1", "a prompt that is known to be short makes no job");
     filter.complete(ids(256)).await;
     assert_eq!(filter.hinted(), "followed 1, tokens_unknown 1, too_short 2");
 }
@@ -118,4 +118,26 @@ async fn a_lookup_is_tried_again_within_its_deadline_where_that_may_help() {
     filter.complete(ids(8)).await;
     assert_eq!(filter.hinted(), "failed 1, followed 1");
     assert_eq!(filter.told("lookups_total"), "background/match 1, request/match 1, request/status 1");
+}
+
+#[tokio::test]
+async fn a_coordinator_is_asked_for_the_model_and_the_salt_and_pins_for_all() {
+    let filter = Setup::new().set("lmcache_api", "coordinator").set("default_model", "tiny").start().await;
+    let placement = |instance| json!({"instance_id": instance, "tier": "l1", "shared": false});
+    let chunks = json!([
+        {"token_ids": [1, 2], "placements": [placement("vllm-0"), placement("vllm-1")]},
+        {"token_ids": [3, 4], "placements": [placement("vllm-1")]},
+    ]);
+    let directory = answer(200, &json!({"chunks": 2, "results": chunks}).to_string());
+    filter.controller.fail_always_on("/directory/lookup", directory);
+    filter.controller.fail_always_on("/cache/pins", answer(200, r#"{"pinned": 2}"#));
+    for _ in 0..3 {
+        filter.post(COMPLETIONS, r#"{"prompt":[1,2,3,4,5],"cache_salt":"tenant"}"#).await;
+    }
+    assert_eq!(filter.world.received(COMPLETIONS), [0, 3], "the longest prefix decides");
+    let asked = &filter.bodies("/directory/lookup")[0];
+    assert_eq!(asked["token_ids"], json!([1, 2, 3, 4, 5]));
+    assert_eq!((&asked["model_name"], &asked["cache_salt"]), (&"tiny".into(), &"tenant".into()));
+    assert_eq!((filter.calls("/cache/pins"), filter.calls(PIN), filter.calls(LOOKUP)), (1, 0, 0));
+    assert_eq!(filter.hinted(), "followed 3");
 }
