@@ -75,9 +75,7 @@ async fn clients_that_leave_open_no_breaker() {
     let gate = filter.tokenizer.hold_path(TOKENIZE);
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
     for number in 1..=6 {
-        let request = filter.request(CHAT, chat(&number.to_string()).to_string());
-        let mut client = tokio::task::JoinSet::new();
-        client.spawn(async move { drop(request.send().await) });
+        let mut client = filter.client(CHAT, chat(&number.to_string()).to_string());
         gate.waiting(1).await;
         client.shutdown().await;
         filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == number).await;

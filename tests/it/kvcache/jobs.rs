@@ -4,7 +4,6 @@ use super::*;
 use crate::clients::Http2;
 use crate::streams::h2_chat;
 use crate::world::stream_of;
-use tokio::task::JoinSet;
 
 const KIB: usize = 1024;
 
@@ -22,9 +21,7 @@ async fn a_client_that_aborts_ends_its_job() {
     let filter = Filter::new().await;
     let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
-    let mut client = JoinSet::new();
-    let request = filter.request(CHAT, chat("hello").to_string());
-    client.spawn(async move { drop(request.send().await) });
+    let mut client = filter.client(CHAT, chat("hello").to_string());
     tokenizing.waiting(1).await;
     assert!(buffered(&filter) > 0);
     client.shutdown().await;
@@ -72,17 +69,14 @@ async fn one_of_two_clients_with_the_same_prompt_may_leave() {
     let filter = Filter::new().await;
     let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
-    let mut client = JoinSet::new();
-    let request = filter.request(CHAT, chat("hello").to_string());
-    client.spawn(async move { drop(request.send().await) });
+    let mut client = filter.client(CHAT, chat("hello").to_string());
     tokenizing.waiting(1).await;
-    let other = filter.request(CHAT, chat("hello").to_string());
-    let other = tokio::spawn(async move { other.send().await.unwrap().status().as_u16() });
+    let other = filter.client(CHAT, chat("hello").to_string());
     until(|| filter.hints().inbox.running() == 2).await;
     client.shutdown().await;
     until(|| filter.told("jobs_total") == "aborted 1").await;
     drop((tokenizing, answering));
-    assert_eq!(other.await.unwrap(), 200);
+    assert_eq!(other.join_all().await, [200]);
     filter.idle().await;
     assert_eq!(filter.told("jobs_total"), "aborted 1, done 1");
     assert_eq!((filter.calls(TOKENIZE), filter.tokenizer.stats().cancelled(TOKENIZE)), (1, 0));

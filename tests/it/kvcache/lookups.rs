@@ -1,7 +1,6 @@
 //! The one lookup that a request waits for.
 
 use super::*;
-use tokio::task::JoinSet;
 
 /// Sends requests at once; done when all of them wait for a lookup.
 async fn wait_for_lookups(filter: &Filter, bodies: &[String]) -> JoinSet<u16> {
@@ -97,12 +96,11 @@ async fn a_client_that_leaves_does_not_end_the_lookup_of_the_others() {
     let gate = filter.controller.hold_path(LOOKUP);
     let first = wait_for_lookups(&filter, &[completion(ids(9))]).await;
     gate.waiting(1).await;
-    let second = filter.request(COMPLETIONS, completion(ids(9)));
-    let second = tokio::spawn(async move { second.send().await.unwrap().status().as_u16() });
+    let second = filter.client(COMPLETIONS, completion(ids(9)));
     until(|| filter.told("hot_prompts_total") == "2").await;
     drop(first);
     gate.release();
-    assert_eq!(second.await.unwrap(), 200);
+    assert_eq!(second.join_all().await, [200]);
     filter.idle().await;
     assert_eq!(filter.calls(LOOKUP), 1);
 }
@@ -130,7 +128,7 @@ async fn a_coordinator_is_asked_for_the_model_and_the_salt_and_pins_for_all() {
     ]);
     let directory = answer(200, &json!({"chunks": 2, "results": chunks}).to_string());
     filter.controller.fail_always_on("/directory/lookup", directory);
-    filter.controller.fail_always_on("/cache/pins", answer(200, r#"{"pinned": 2}"#));
+    filter.controller.fail_always_on("/cache/pins", answer(200, r#"{"requested": 2, "affected": 2}"#));
     for _ in 0..3 {
         filter.post(COMPLETIONS, r#"{"prompt":[1,2,3,4,5],"cache_salt":"tenant"}"#).await;
     }
@@ -140,4 +138,5 @@ async fn a_coordinator_is_asked_for_the_model_and_the_salt_and_pins_for_all() {
     assert_eq!((&asked["model_name"], &asked["cache_salt"]), (&"tiny".into(), &"tenant".into()));
     assert_eq!((filter.calls("/cache/pins"), filter.calls(PIN), filter.calls(LOOKUP)), (1, 0, 0));
     assert_eq!(filter.hinted(), "followed 3");
+    assert_eq!(filter.told("actions_total"), "pin/ok 1, pin/withheld 2");
 }

@@ -25,6 +25,7 @@ use mocks::{Controller, ControllerOptions, Engine, EngineOptions, Fault, Receive
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -147,6 +148,14 @@ impl Filter {
     /// A request for the completion of a prompt in whatever form, which succeeds.
     async fn complete(&self, prompt: impl Into<Value>) {
         assert_eq!(self.post(COMPLETIONS, completion(prompt)).await, 200);
+    }
+
+    /// A client that sends a body and stays until its answer has come or the set is dropped; the status.
+    fn client(&self, path: &str, body: impl Into<Bytes>) -> JoinSet<u16> {
+        let request = self.request(path, body.into());
+        let mut client = JoinSet::new();
+        client.spawn(async move { request.send().await.unwrap().status().as_u16() });
+        client
     }
 
     /// Waits until no request is in flight, and no job waits or runs.

@@ -3,7 +3,6 @@
 use super::*;
 use crate::world::reserve;
 use mocks::Gate;
-use tokio::task::JoinSet;
 
 /// Sends an engine so many requests, which it does not answer before the gate is released.
 async fn occupy(filter: &Filter, index: usize, count: usize) -> (Gate, JoinSet<()>) {
