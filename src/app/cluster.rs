@@ -32,6 +32,7 @@ pub(super) fn build(
     secret: Secret,
     metrics: &Metrics,
 ) -> Result<Cluster, AppError> {
+    let jobs_bytes_max = jobs_bytes_max(cluster, config);
     let error = |source| AppError::Cluster { cluster: cluster.name.clone(), source };
     let entry = |backend: &config::Backend| (backend.id.clone(), backend.address.clone(), backend.weight);
     let fleet = Fleet::new(&cluster.name, cluster.backends.iter().map(entry));
@@ -48,7 +49,11 @@ pub(super) fn build(
             balancing: cluster.balancing(),
             preferred_in_flight_max: cluster.kvcache.preferred_in_flight_max,
         },
-        hints: cluster.kvcache.enabled.then(|| hints(cluster, secret, metrics)).transpose()?,
+        hints: cluster
+            .kvcache
+            .enabled
+            .then(|| hints(cluster, secret, jobs_bytes_max, metrics))
+            .transpose()?,
         decision_header: cluster.decision_header,
         hash_header: cluster.hash_header.clone(),
         balancer: Arc::new(Balancer::new(
@@ -106,8 +111,20 @@ fn tokenizer_key(config: &config::Cluster) -> Option<config::Secret> {
     tokenizer.api_key.clone()
 }
 
+/// What the jobs of a cluster may hold of request bodies: as configured, but all clusters together no more than half of the
+/// budget, so that requests find room while the background is stuck.
+fn jobs_bytes_max(cluster: &config::Cluster, config: &Config) -> usize {
+    let clusters = config.clusters.iter().filter(|cluster| cluster.kvcache.enabled).count();
+    cluster.kvcache.queue_bytes_max.min(config.limits.buffered_bytes_max / 2 / clusters.max(1))
+}
+
 /// What the requests of a cluster ask about caches, and of whom.
-fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result<Hints, AppError> {
+fn hints(
+    cluster: &config::Cluster,
+    secret: Secret,
+    jobs_bytes_max: usize,
+    metrics: &Metrics,
+) -> Result<Hints, AppError> {
     let config = cluster.kvcache.clone();
     let metrics = metrics.kvcache(&cluster.name);
     let strategy = &config.cache_strategy;
@@ -133,7 +150,7 @@ fn hints(cluster: &config::Cluster, secret: Secret, metrics: &Metrics) -> Result
             config.hot_max_keys,
         )),
         tokens: Arc::new(TokenCache::new(&config.token_cache, counters)),
-        inbox: Inbox::new(config.queue_jobs_max, config.queue_bytes_max),
+        inbox: Inbox::new(config.queue_jobs_max, jobs_bytes_max),
         lmcache: Arc::new(lmcache),
         lmcache_breaker,
         tokenizer_breaker: breaker("tokenizer"),

@@ -459,3 +459,27 @@ fn tls_settings(tls: &ListenerTls) -> Result<TlsSettings, AppError> {
     }
     Ok(settings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(kvcache: &str) -> (bool, bool) {
+        let text = format!(
+            "log: {{access: \"off\"}}\nclusters: [{{name: a, backends: [{{id: b, address: \"127.0.0.1:1\"}}], kvcache: {kvcache}}}]"
+        );
+        let app = App::new(Config::parse(&text, "test.yaml", &|_| None).unwrap()).unwrap();
+        let reading = app.reading();
+        (reading.secret.is_some(), reading.text)
+    }
+
+    #[test]
+    fn prompts_are_read_only_where_something_is_made_of_them() {
+        let on = "enabled: true, vllm_endpoint: \"http://a\", lmcache_endpoint: \"http://a\"";
+        let pinning = "cache_strategy: {enable_pinning: true, hot_content_threshold: 1}";
+        assert_eq!(reading("{}"), (false, false));
+        assert_eq!(reading(&format!("{{enabled: false, {pinning}}}")), (false, false));
+        assert_eq!(reading(&format!("{{{on}}}")), (true, false));
+        assert_eq!(reading(&format!("{{{on}, {pinning}}}")), (true, true));
+    }
+}

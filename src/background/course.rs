@@ -106,7 +106,9 @@ async fn follow(desk: &Arc<Desk>, running: &mut Running, worker: Option<OwnedSem
     }
     drop(worker);
     let Ok(_acting) = desk.acting.try_acquire() else {
-        actions.iter().for_each(|action| desk.metrics.action(action.name(), Outcome::Busy.label()));
+        for action in &actions {
+            desk.metrics.action(action.name(), Outcome::Busy.label());
+        }
         return End::Expired;
     };
     let stopping = desk.stopping.clone();

@@ -91,7 +91,8 @@ pub struct KvCache {
     /// Jobs that may wait for the background; more are dropped.
     #[serde(deserialize_with = "values::integer::<1, 1_000_000, _>")]
     pub queue_jobs_max: usize,
-    /// Bytes of request bodies that waiting and running jobs may hold; a job beyond is dropped.
+    /// Bytes of request bodies that waiting and running jobs may hold; a job beyond is dropped. The jobs of all clusters are
+    /// never given more than half of `limits.buffered_bytes_max`.
     #[serde(
         deserialize_with = "values::size::<{ 64 * KIB }, { 64 * GIB }, _>",
         serialize_with = "values::write_size"

@@ -43,15 +43,14 @@ async fn examine_cluster(flags: &Doctor, cluster: &Cluster, seed: u64) -> Vec<Fi
         }
     }
     let model = model(flags, cluster, &engines).await;
-    let cache = match (&model, cluster.kvcache.enabled) {
-        (Some(model), true) => match Cache::new(cluster, model, timeout) {
-            Ok(cache) => Some(cache),
-            Err(finding) => {
-                findings.push(finding);
-                None
-            }
-        },
-        _ => None,
+    let cache =
+        cluster.kvcache.enabled.then(|| Cache::new(cluster, model.as_deref().unwrap_or_default(), timeout));
+    let cache = match cache.transpose() {
+        Ok(cache) => cache,
+        Err(finding) => {
+            findings.push(finding);
+            None
+        }
     };
     let mut words = None;
     if let Some(cache) = &cache {

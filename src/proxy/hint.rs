@@ -203,7 +203,7 @@ impl Hints {
             }
             Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
         };
-        if self.is_done_with(&found, hot) {
+        if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
             return (hint, None);
         }
         let what = tokens.map(inbox::Prompt::Tokens).or_else(|| text(&asked, model));

@@ -58,6 +58,12 @@ impl Share {
         }
         taken
     }
+
+    /// The bytes it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Share {

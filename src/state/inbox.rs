@@ -113,10 +113,12 @@ impl Refusal {
 }
 
 impl Prompt {
-    /// What it occupies.
+    /// What it occupies: of memory, or of the body budget where it keeps more of that from others.
     fn bytes(&self) -> usize {
         match self {
-            Self::Text(text) => text.body.len(),
+            Self::Text(Text { body, share, .. }) => {
+                body.len().max(share.as_ref().map_or(0, |share| share.bytes()))
+            }
             Self::Tokens(tokens) => size_of_val::<[u32]>(tokens),
         }
     }

@@ -13,6 +13,7 @@ mod config;
 mod connections;
 mod doctor;
 mod endpoints;
+mod kvcache;
 mod observability;
 mod real;
 mod refusals;

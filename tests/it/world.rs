@@ -33,6 +33,8 @@ pub struct Plan {
     pub backend: String,
     /// Backends beside the engines, each as YAML such as `id: a, address: "localhost:1", weight: 2`.
     pub more: Vec<String>,
+    /// Further clusters, as YAML items without indentation.
+    pub clusters: String,
     /// The form of the access log.
     pub access: &'static str,
 }
@@ -45,6 +47,7 @@ impl Default for Plan {
             cluster: String::new(),
             backend: String::new(),
             more: Vec::new(),
+            clusters: String::new(),
             access: "json",
         }
     }
@@ -72,9 +75,10 @@ pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) 
     let backends = backends.iter().map(backend).chain(plan.more.iter().cloned());
     let backends = backends.map(|backend| format!("      - {{{backend}}}")).collect::<Vec<_>>().join("\n");
     let cluster = plan.cluster.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
+    let clusters = plan.clusters.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n",
+        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n{clusters}\n",
         plan.sections,
         plan.access,
         log.display(),

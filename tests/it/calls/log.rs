@@ -38,9 +38,12 @@ impl Paper {
         tracing::subscriber::set_default(log.with_writer(move || paper.clone()).finish())
     }
 
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+
     pub(crate) fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().clone()).unwrap();
-        text.lines().filter(|line| line.contains("[kvcache]")).map(str::to_owned).collect()
+        self.text().lines().filter(|line| line.contains("[kvcache]")).map(str::to_owned).collect()
     }
 }
 
