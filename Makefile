@@ -43,7 +43,9 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages
-	cargo bench --bench micro
+	cargo bench --bench micro --no-run
+	{ echo "# $$(git describe --always --dirty), $$(date -u +%F), $$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2-), load $$(cut -d' ' -f1 /proc/loadavg)"; \
+	  cargo bench --quiet --bench micro -- --output-format bencher 2>/dev/null | grep '^test'; } | tee benches/results/micro.txt
 
 tools:
 	@.ci/install build

