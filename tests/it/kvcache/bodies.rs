@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bodies::assert_arrived;
-use crate::clients::sha256;
+use crate::clients::{Http1, sha256};
 
 /// Every kind of body, as it may come.
 fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
@@ -54,6 +54,22 @@ async fn every_body_goes_on_byte_for_byte_and_every_answer_is_the_engines_own() 
         }
     }
     assert_eq!(filter.world.app.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_goes_nowhere() {
+    let filter = Filter::new().await;
+    let body = completion("hello");
+    let mut client = Http1::connect(filter.world.address).await;
+    let length = body.len() + 1;
+    client
+        .send(format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"))
+        .await;
+    until(|| filter.world.app.budget.used() == body.len()).await;
+    drop(client);
+    filter.idle().await;
+    assert_eq!((filter.world.received(COMPLETIONS), filter.calls(TOKENIZE)), (vec![0, 0], 0));
+    assert_eq!((filter.hinted().as_str(), filter.world.app.budget.used()), ("", 0));
 }
 
 #[tokio::test]
@@ -131,7 +147,7 @@ async fn token_ids_are_looked_up_with_the_first_request_and_never_tokenized() {
 #[tokio::test]
 async fn several_prompts_are_balanced_and_neither_tokenized_nor_looked_up() {
     let filter = Setup::new().prefer("vllm-1").start().await;
-    for prompt in [json!(["a", "b"]), json!([[1], [2]]), json!(["a", "b"]), json!(["a", [1]])] {
+    for prompt in [json!(["a", "b"]), json!([[1], [2]]), json!([1, -2]), json!(["a", [1]])] {
         filter.post(COMPLETIONS, completion(prompt)).await;
     }
     assert_eq!([TOKENIZE, LOOKUP, PIN].map(|path| filter.calls(path)), [0, 0, 0]);

@@ -76,9 +76,9 @@ async fn clients_that_leave_open_no_breaker() {
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
     for number in 1..=6 {
         let mut client = filter.client(CHAT, chat(&number.to_string()).to_string());
-        gate.waiting(1).await;
+        within(gate.waiting(1)).await;
         client.shutdown().await;
-        filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == number).await;
+        within(filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == number)).await;
         filter.idle().await;
     }
     assert_eq!((turns(&filter).as_str(), filter.told("jobs_total").as_str()), ("", "aborted 6"));

@@ -22,10 +22,10 @@ async fn a_client_that_aborts_ends_its_job() {
     let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
     let mut client = filter.client(CHAT, chat("hello").to_string());
-    tokenizing.waiting(1).await;
+    within(tokenizing.waiting(1)).await;
     assert!(buffered(&filter) > 0);
     client.shutdown().await;
-    filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1).await;
+    within(filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1)).await;
     filter.idle().await;
     assert_eq!(filter.told("jobs_total"), "aborted 1");
     assert_eq!((filter.calls(LOOKUP), buffered(&filter)), (0, 0));
@@ -43,9 +43,9 @@ async fn a_client_that_leaves_a_stream_ends_its_job() {
     }
     let mut response = filter.request(CHAT, stream_of(9).to_string()).send().await.unwrap();
     assert!(response.chunk().await.unwrap().is_some());
-    tokenizing.waiting(1).await;
+    within(tokenizing.waiting(1)).await;
     drop(response);
-    filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1).await;
+    within(filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1)).await;
     filter.idle().await;
     assert_eq!(filter.told("jobs_total"), "aborted 1");
 }
@@ -57,9 +57,9 @@ async fn a_client_that_resets_its_stream_of_http2_ends_its_job() {
     let _answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
     let mut client = Http2::connect(filter.world.address).await;
     let response = h2_chat(&mut client, &chat("hello"));
-    tokenizing.waiting(1).await;
+    within(tokenizing.waiting(1)).await;
     drop(response);
-    filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1).await;
+    within(filter.tokenizer.until(|stats| stats.cancelled(TOKENIZE) == 1)).await;
     filter.idle().await;
     assert_eq!(filter.told("jobs_total"), "aborted 1");
 }
@@ -70,7 +70,7 @@ async fn one_of_two_clients_with_the_same_prompt_may_leave() {
     let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
     let answering: Vec<_> = filter.world.engines.iter().map(|engine| engine.hold_headers()).collect();
     let mut client = filter.client(CHAT, chat("hello").to_string());
-    tokenizing.waiting(1).await;
+    within(tokenizing.waiting(1)).await;
     let other = filter.client(CHAT, chat("hello").to_string());
     until(|| filter.hints().inbox.running() == 2).await;
     client.shutdown().await;
@@ -89,7 +89,7 @@ async fn a_normal_end_of_the_answer_leaves_the_job_alone() {
         let filter = Setup::new().prefer("vllm-1").start().await;
         let tokenizing = filter.tokenizer.hold_path(TOKENIZE);
         assert_eq!(filter.send(CHAT, body.clone()).await, 200);
-        tokenizing.waiting(1).await;
+        within(tokenizing.waiting(1)).await;
         filter.world.idle().await;
         assert_eq!(buffered(&filter), body.len(), "a job holds its share");
         tokenizing.release();
@@ -118,7 +118,7 @@ async fn a_full_queue_drops_jobs_and_touches_no_request() {
     let gate = filter.tokenizer.hold_path(TOKENIZE);
     for number in 0..6 {
         assert_eq!(filter.send(COMPLETIONS, body(number, 10)).await, 200);
-        gate.waiting(1).await;
+        within(gate.waiting(1)).await;
     }
     filter.world.idle().await;
     assert_eq!(filter.told("jobs_dropped_total"), "jobs 4");

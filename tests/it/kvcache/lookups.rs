@@ -63,7 +63,7 @@ async fn identical_lookups_in_flight_share_one_call() {
     let filter = Setup::new().prefer("vllm-1").start().await;
     let gate = filter.controller.hold_path(LOOKUP);
     let mut pending = wait_for_lookups(&filter, &vec![completion(ids(9)); 5]).await;
-    gate.waiting(1).await;
+    within(gate.waiting(1)).await;
     gate.release();
     while let Some(status) = pending.join_next().await {
         assert_eq!(status.unwrap(), 200);
@@ -83,7 +83,7 @@ async fn lookups_of_different_prompts_and_salts_are_their_own() {
     let salted = r#"{"model":"tiny","prompt":[1,2,3],"cache_salt":"s"}"#.to_owned();
     let bodies = [completion(json!([1, 2, 3])), completion(json!([1, 2])), salted];
     let mut pending = wait_for_lookups(&filter, &bodies).await;
-    gate.waiting(3).await;
+    within(gate.waiting(3)).await;
     gate.release();
     while pending.join_next().await.is_some() {}
     filter.idle().await;
@@ -95,7 +95,7 @@ async fn a_client_that_leaves_does_not_end_the_lookup_of_the_others() {
     let filter = Setup::new().prefer("vllm-1").start().await;
     let gate = filter.controller.hold_path(LOOKUP);
     let first = wait_for_lookups(&filter, &[completion(ids(9))]).await;
-    gate.waiting(1).await;
+    within(gate.waiting(1)).await;
     let second = filter.client(COMPLETIONS, completion(ids(9)));
     until(|| filter.told("hot_prompts_total") == "2").await;
     drop(first);

@@ -18,7 +18,7 @@ mod secrets;
 mod telling;
 mod tokens;
 
-use crate::world::{Plan, World, chat, until};
+use crate::world::{Plan, World, chat, until, within};
 use bytes::Bytes;
 use kvway::proxy::hint::Hints;
 use mocks::{Controller, ControllerOptions, Engine, EngineOptions, Fault, Received};

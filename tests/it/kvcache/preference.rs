@@ -15,7 +15,7 @@ async fn occupy(filter: &Filter, index: usize, count: usize) -> (Gate, JoinSet<(
         let request = filter.request(CHAT, completion(ids(3)));
         pending.spawn(async move { drop(request.send().await) });
     }
-    gate.waiting(count).await;
+    within(gate.waiting(count)).await;
     assert_eq!(filter.world.backend(engine.id()).load().requests, count);
     (gate, pending)
 }

@@ -92,7 +92,7 @@ async fn the_metrics_tell_how_breakers_and_queues_stand() {
     let bodies = [chat("one").to_string(), chat("other").to_string()];
     for body in &bodies {
         filter.send(CHAT, body.clone()).await;
-        gate.waiting(1).await;
+        within(gate.waiting(1)).await;
     }
     assert_eq!([filter.told("jobs_running"), filter.told("jobs_waiting")], ["1", "1"]);
     assert_eq!(filter.told("queue_bytes"), bodies.concat().len().to_string());

@@ -66,7 +66,7 @@ async fn identical_prompts_at_the_same_time_share_a_call_to_the_tokenizer() {
         assert_eq!(response.status(), 200);
     }
     until(|| filter.hints().inbox.running() == 3).await;
-    gate.waiting(1).await;
+    within(gate.waiting(1)).await;
     gate.release();
     filter.idle().await;
     assert_eq!((filter.calls(TOKENIZE), filter.told("jobs_total").as_str()), (1, "done 3"));
