@@ -5,20 +5,28 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench micro tools
+.PHONY: help demo compare test test-vllm check bench micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
+LMCACHE := .venv-lmcache
+VLLM := .venv-vllm
 export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: tools ## run the gateway before an embedded fleet, and show what it does
 	cargo run -- demo
 
-test: tools $(OPENAI)/ready ## run all tests
+compare: tools ## unique prompts against repeated ones through the demo's gateway, in numbers
+	cargo run -- compare --demo
+
+test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
+
+test-vllm: tools $(LMCACHE)/ready $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
+	cargo test --test it real::vllm -- --ignored
 
 check: tools ## format, lints, documentation, shipped configurations
 	cargo fmt --all --check
@@ -44,4 +52,15 @@ $(OPENAI)/ready: tests/python/requirements.txt
 	@.ci/install python
 	python3 -m venv $(OPENAI)
 	$(OPENAI)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(LMCACHE)/ready: tests/real/lmcache/requirements.txt
+	@.ci/install python
+	python3 -m venv $(LMCACHE)
+	$(LMCACHE)/bin/pip install --quiet --disable-pip-version-check --retries 10 --no-deps -r $<
+	touch $@
+
+$(VLLM)/ready: tests/real/vllm/install tests/real/vllm/requirements.txt tests/real/vllm/make_model.py
+	@.ci/install python
+	$< $(VLLM)
 	touch $@

@@ -3,6 +3,7 @@
 //! Read by `main`. It says nothing about what the words do.
 
 use clap::{Args, Parser, Subcommand};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -56,6 +57,10 @@ pub enum Command {
     Gateway(Gateway),
     /// Run the gateway before an embedded fleet of mock engines, and show what it does.
     Demo(Demo),
+    /// Send unique and repeated prompts through a running gateway, and show what its caches are worth. Exit code 0 or 1.
+    Compare(Compare),
+    /// Ask the engines and LMCache of a configuration whether routing by caches can work. Exit code 0 or 1.
+    Doctor(Doctor),
     /// Ask a running gateway whether it is ready; for containers. Exit code 0 or 1.
     Healthcheck(Healthcheck),
 }
@@ -152,6 +157,153 @@ pub struct Demo {
     /// End after the requests instead of staying up.
     #[arg(long, env = "KVWAY_DEMO_ONCE", help_heading = "Behaviour")]
     pub once: bool,
+}
+
+/// What to send, and where.
+#[derive(Args, Clone, Debug)]
+pub struct Compare {
+    /// The gateway, where it is not the first listener without TLS of the configuration.
+    #[arg(long, value_name = "URL", env = "KVWAY_COMPARE_URL", help_heading = "Target")]
+    pub url: Option<String>,
+    /// Its admin listener, where it is not the configuration's.
+    #[arg(long, value_name = "ADDRESS", env = "KVWAY_COMPARE_ADMIN", help_heading = "Target")]
+    pub admin: Option<SocketAddr>,
+    /// The model to ask; otherwise the first that the gateway lists.
+    #[arg(long, value_name = "MODEL", env = "KVWAY_COMPARE_MODEL", help_heading = "Target")]
+    pub model: Option<String>,
+    /// The bearer key that the engines ask for.
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "KVWAY_COMPARE_API_KEY",
+        hide_env_values = true,
+        help_heading = "Target"
+    )]
+    pub api_key: Option<ApiKey>,
+    /// Take a fleet of mock engines of its own, as `kvway demo` does, instead of a running gateway.
+    #[arg(long, env = "KVWAY_COMPARE_DEMO", conflicts_with_all = ["url", "admin"], help_heading = "Target")]
+    pub demo: bool,
+    /// Requests with unique prompts, and as many with repeated ones.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 60,
+        value_parser = within::<100_000>,
+        env = "KVWAY_COMPARE_REQUESTS",
+        help_heading = "Load"
+    )]
+    pub requests: usize,
+    /// How often each repeated prompt is asked for.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 5,
+        value_parser = within::<100_000>,
+        env = "KVWAY_COMPARE_REPEATS",
+        help_heading = "Load"
+    )]
+    pub repeats: usize,
+    /// About how many tokens a prompt has.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 2000,
+        value_parser = within::<1_000_000>,
+        env = "KVWAY_COMPARE_PROMPT_TOKENS",
+        help_heading = "Load"
+    )]
+    pub prompt_tokens: usize,
+    /// Tokens of an answer.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 4,
+        value_parser = within::<100_000>,
+        env = "KVWAY_COMPARE_MAX_TOKENS",
+        help_heading = "Load"
+    )]
+    pub max_tokens: usize,
+    /// Requests at a time.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 4,
+        value_parser = within::<1024>,
+        env = "KVWAY_COMPARE_CONCURRENCY",
+        help_heading = "Load"
+    )]
+    pub concurrency: usize,
+    /// Send conversations instead of plain prompts.
+    #[arg(long, env = "KVWAY_COMPARE_CHAT", help_heading = "Load")]
+    pub chat: bool,
+    /// How many seconds an answer may take.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 120,
+        env = "KVWAY_COMPARE_TIMEOUT",
+        help_heading = "Load"
+    )]
+    pub timeout: u64,
+    /// Write the result to this file as well, as JSON.
+    #[arg(long, value_name = "FILE", env = "KVWAY_COMPARE_JSON", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+}
+
+/// How long to try.
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// The model to ask for; otherwise the first that each engine lists.
+    #[arg(long, value_name = "MODEL", env = "KVWAY_DOCTOR_MODEL", help_heading = "Probe")]
+    pub model: Option<String>,
+    /// How many seconds one answer may take.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        env = "KVWAY_DOCTOR_TIMEOUT",
+        help_heading = "Probe"
+    )]
+    pub timeout: u64,
+    /// How many seconds LMCache may take to learn of a prompt.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        env = "KVWAY_DOCTOR_PATIENCE",
+        help_heading = "Probe"
+    )]
+    pub patience: u64,
+}
+
+/// A key that is sent and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key itself, for the one place that sends it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for ApiKey {
+    fn from(key: String) -> Self {
+        Self(key)
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A count from one to `MAX`.
+fn within<const MAX: usize>(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX).contains(count));
+    count.ok_or_else(|| format!("a number from 1 to {MAX} is wanted"))
 }
 
 /// Whom to ask.

@@ -4,8 +4,9 @@
 //! `conf/demo.yaml`. Every request is really sent over the network of this host.
 
 use crate::app::App;
-use crate::arguments::Demo;
-use crate::config::Config;
+use crate::arguments::{Compare, Demo};
+use crate::compare::{self, Plan};
+use crate::config::{Config, ConfigError};
 use crate::log;
 use anyhow::{Context, anyhow, ensure};
 use mocks::{
@@ -14,7 +15,7 @@ use mocks::{
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -32,28 +33,34 @@ const LONG_PROMPT_BYTES: usize = 1024 * 1024;
 /// # Errors
 /// When an address is taken or a request fails.
 pub fn run(demo: &Demo) -> anyhow::Result<()> {
+    start(demo, None)
+}
+
+/// Compares unique prompts with repeated ones through the demo's gateway, on ports of its own, and ends.
+///
+/// # Errors
+/// When a port is taken between its choice and its use, or there is nothing to compare.
+pub fn compare(flags: &Compare) -> anyhow::Result<()> {
+    let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let [listen, admin] = held.map(|listener| listener.and_then(|listener| listener.local_addr()));
+    start(&Demo { listen: listen?, admin: admin?, once: true }, Some(flags.clone()))
+}
+
+/// Starts the fleet and the gateway; with a comparison that is made instead of showing requests.
+fn start(demo: &Demo, comparison: Option<Compare>) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("kvway-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let (started, addresses) = std::sync::mpsc::sync_channel(1);
+    let (started, config) = std::sync::mpsc::sync_channel(1);
     let visitor = Visitor {
         gateway: demo.listen,
         admin: demo.admin,
         once: demo.once,
+        comparison,
         log: folder.join("access.log"),
         folder: folder.clone(),
     };
     std::thread::Builder::new().name("demo".to_owned()).spawn(move || visit(&visitor, &started))?;
-    let [engines @ .., controller] = addresses.recv().context("the engines did not start")?;
-    let settings = HashMap::from([
-        ("KVWAY_DEMO_LISTEN", demo.listen.to_string()),
-        ("KVWAY_DEMO_ADMIN", demo.admin.to_string()),
-        ("KVWAY_DEMO_FOLDER", folder.display().to_string()),
-        ("KVWAY_DEMO_LOG", folder.join("access.log").display().to_string()),
-        ("KVWAY_DEMO_ENGINE_0", engines[0].to_string()),
-        ("KVWAY_DEMO_ENGINE_1", engines[1].to_string()),
-        ("KVWAY_DEMO_LMCACHE", controller.to_string()),
-    ]);
-    let config = Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())?;
+    let config = config.recv().context("the engines did not start")?;
     log::start(&config.log);
     let ended = Arc::new(App::new(config)?).run(false);
     clean_up(&folder);
@@ -64,12 +71,13 @@ struct Visitor {
     gateway: SocketAddr,
     admin: SocketAddr,
     once: bool,
+    comparison: Option<Compare>,
     log: PathBuf,
     folder: PathBuf,
 }
 
 /// The thread beside the gateway: starts the engines, sends the requests, and keeps the engines up.
-fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 3]>) {
+fn visit(visitor: &Visitor, started: &SyncSender<Config>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return say(&format!("no runtime for the demo: {error}")),
@@ -77,9 +85,13 @@ fn visit(visitor: &Visitor, started: &SyncSender<[SocketAddr; 3]>) {
     let outcome = runtime.block_on(async {
         let controller = Controller::start(ControllerOptions::default())?;
         let engines = [engine("vllm-0", controller.chunks())?, engine("vllm-1", controller.chunks())?];
+        let config = visitor.config(&engines, &controller)?;
         // The receiver is gone only when the process ends already.
-        let _told = started.send([engines[0].address(), engines[1].address(), controller.address()]).is_ok();
-        visitor.show(&engines, &controller).await?;
+        let _told = started.send(config.clone()).is_ok();
+        match &visitor.comparison {
+            None => visitor.show(&engines, &controller).await?,
+            Some(flags) => visitor.compare(flags, &config).await?,
+        }
         if !visitor.once {
             std::future::pending::<()>().await;
         }
@@ -113,6 +125,27 @@ fn engine(id: &str, announce: Chunks) -> std::io::Result<Engine> {
 }
 
 impl Visitor {
+    /// The configuration of the gateway before these engines.
+    fn config(&self, engines: &[Engine; 2], controller: &Controller) -> Result<Config, ConfigError> {
+        let settings = HashMap::from([
+            ("KVWAY_DEMO_LISTEN", self.gateway.to_string()),
+            ("KVWAY_DEMO_ADMIN", self.admin.to_string()),
+            ("KVWAY_DEMO_FOLDER", self.folder.display().to_string()),
+            ("KVWAY_DEMO_LOG", self.log.display().to_string()),
+            ("KVWAY_DEMO_ENGINE_0", engines[0].address().to_string()),
+            ("KVWAY_DEMO_ENGINE_1", engines[1].address().to_string()),
+            ("KVWAY_DEMO_LMCACHE", controller.address().to_string()),
+        ]);
+        Config::parse(CONFIGURATION, "conf/demo.yaml", &|name| settings.get(name).cloned())
+    }
+
+    async fn compare(&self, flags: &Compare, config: &Config) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        self.wait_until_ready(&client).await?;
+        let report = compare::run(&Plan::new(flags, config, rand::random())?).await?;
+        Ok(report.write(&mut std::io::stdout(), flags.json.as_deref())?)
+    }
+
     async fn show(&self, engines: &[Engine], controller: &Controller) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         self.wait_until_ready(&client).await?;

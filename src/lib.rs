@@ -16,7 +16,9 @@ pub mod background;
 pub mod clients;
 
 pub mod arguments;
+pub mod compare;
 pub mod demo;
+pub mod doctor;
 pub mod healthcheck;
 
 pub mod access_log;

@@ -4,9 +4,10 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, ConfigFile, Healthcheck};
+use kvway::arguments::{Arguments, Command, Compare, ConfigFile, Doctor, Healthcheck};
+use kvway::compare::{self, Plan};
 use kvway::config::{self, Config, ConfigError, Imported};
-use kvway::{demo, healthcheck, log};
+use kvway::{demo, doctor, healthcheck, log};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,13 +45,19 @@ fn main() -> ExitCode {
 
 fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let as_pixiu = matches!(arguments.command, Some(Command::Gateway(_)));
-    let (upgrade, test) = match arguments.command {
+    let task = match arguments.command {
         Some(Command::Demo(demo)) => return demo::run(&demo).map(|()| ExitCode::SUCCESS),
+        Some(Command::Compare(flags)) if flags.demo => {
+            return demo::compare(&flags).map(|()| ExitCode::SUCCESS);
+        }
         Some(Command::Healthcheck(whom)) => return check_health(&whom),
-        Some(Command::Run(run)) => (run.upgrade, run.test || arguments.test),
-        Some(Command::Gateway(_)) => (false, arguments.test),
-        Some(Command::Check) => (false, true),
-        None if arguments.test => (false, true),
+        Some(Command::Compare(flags)) => Task::Compare(flags),
+        Some(Command::Doctor(flags)) => Task::Examine(flags),
+        Some(Command::Run(run)) if run.test || arguments.test => Task::Check,
+        Some(Command::Run(run)) => Task::Start { upgrade: run.upgrade },
+        Some(Command::Gateway(_)) if !arguments.test => Task::Start { upgrade: false },
+        Some(Command::Gateway(_) | Command::Check) => Task::Check,
+        None if arguments.test => Task::Check,
         None => return Ok(misused("say what to do: `kvway --help` tells what there is")),
     };
     let ConfigFile { config, pixiu } = arguments.config;
@@ -64,7 +71,20 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
             return Ok(misused(said));
         }
     };
-    if test { check(&source) } else { start(&source, upgrade) }
+    match task {
+        Task::Check => check(&source),
+        Task::Start { upgrade } => start(&source, upgrade),
+        Task::Compare(flags) => compare(&flags, &source),
+        Task::Examine(flags) => examine(&flags, &source),
+    }
+}
+
+/// What is done with a configuration.
+enum Task {
+    Check,
+    Start { upgrade: bool },
+    Compare(Compare),
+    Examine(Doctor),
 }
 
 /// A configuration file, and whose it is.
@@ -145,6 +165,27 @@ fn check_health(whom: &Healthcheck) -> anyhow::Result<ExitCode> {
         complain("kvway: the gateway is not ready");
     }
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare(flags: &Compare, source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, _) = source.load()?;
+    let plan = Plan::new(flags, &config, rand::random())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(compare::run(&plan))?;
+    report.write(&mut std::io::stdout(), flags.json.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn examine(flags: &Doctor, source: &Source) -> anyhow::Result<ExitCode> {
+    let (config, notes) = source.load()?;
+    for note in notes {
+        complain(&format!("note: {note}"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let examination = runtime.block_on(doctor::examine(flags, &config, rand::random()));
+    // Colours stay where a terminal shows them and NO_COLOR does not forbid them.
+    examination.write(&mut anstream::stdout()).context("standard output")?;
+    Ok(if examination.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn misused(what: &str) -> ExitCode {

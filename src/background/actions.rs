@@ -61,7 +61,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             Self::Done => "ok",
             Self::NoEffect => "no_effect",

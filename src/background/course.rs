@@ -15,6 +15,7 @@ use crate::state::inbox::{Found, Job, Prompt, Running};
 use crate::state::load::Loads;
 use crate::state::tokens::{PromptKey, TokenCache, Tokens};
 use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -70,15 +71,17 @@ pub(super) struct Desk {
     pub(super) metrics: KvCacheMetrics,
     /// Cancelled when the process ends.
     pub(super) stopping: CancellationToken,
+    /// A place for each job that may act at a time.
+    pub(super) acting: Arc<Semaphore>,
 }
 
-/// Runs a job to its end, and counts it.
-pub(super) async fn run(desk: Arc<Desk>, mut running: Running) {
-    let end = follow(&desk, &mut running).await;
+/// Runs a job to its end, and counts it. `worker` is given back when nothing is left to do but to act.
+pub(super) async fn run(desk: Arc<Desk>, mut running: Running, worker: Option<OwnedSemaphorePermit>) {
+    let end = follow(&desk, &mut running, worker).await;
     desk.metrics.job(end.label());
 }
 
-async fn follow(desk: &Arc<Desk>, running: &mut Running) -> End {
+async fn follow(desk: &Arc<Desk>, running: &mut Running, worker: Option<OwnedSemaphorePermit>) -> End {
     let deadline = running.job.handed_over + desk.config.request_timeout;
     let aborted = running.job.aborted.clone();
     let prepared = tokio::select! {
@@ -98,6 +101,16 @@ async fn follow(desk: &Arc<Desk>, running: &mut Running) -> End {
         load
     };
     let actions = strategy::decide(&desk.config.cache_strategy, *hot, &found, load_of);
+    if actions.is_empty() {
+        return End::Done;
+    }
+    drop(worker);
+    let Ok(_acting) = desk.acting.try_acquire() else {
+        for action in &actions {
+            desk.metrics.action(action.name(), Outcome::Busy.label());
+        }
+        return End::Expired;
+    };
     let stopping = desk.stopping.clone();
     let subject = Subject { key: *key, model: Arc::clone(model), tokens, deadline, aborted, stopping };
     for action in &actions {

@@ -1,7 +1,8 @@
 //! The service that runs the jobs which requests of one cluster hand over.
 //!
 //! Started by `app`, one per cluster with the KV-cache filter. Bounded by `queue_jobs_max` and `queue_bytes_max` (the
-//! inbox) and `workers_max` (jobs at a time). No request waits for it, and it touches none. When the process ends it
+//! inbox) and `workers_max` (jobs that tokenize or look up at a time, and as many that act, so that slow actions hold
+//! nothing else up). No request waits for it, and it touches none. When the process ends it
 //! gives up what waits, and lets a control action that was sent come to its end.
 
 use super::actions::Actions;
@@ -21,6 +22,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +77,7 @@ impl JobsService {
             looking_up: Flights::default(),
             metrics: self.metrics.clone(),
             stopping: CancellationToken::new(),
+            acting: Arc::new(Semaphore::new(config.workers_max)),
             config: config.clone(),
         })
     }
@@ -87,14 +90,17 @@ impl JobsService {
             self.inbox.arrived().await;
             tokio::time::sleep_until(not_before).await;
         };
+        let workers = Arc::new(Semaphore::new(self.config.workers_max));
         loop {
-            let free = self.config.workers_max - running.len();
+            let free = workers.available_permits();
             tokio::select! {
                 _ = shutdown.changed() => break,
                 Some(_ended) = running.join_next() => {}
+                _one_is_free = workers.acquire(), if free == 0 => {}
                 () = arrived(not_before), if free > 0 => {
                     for job in self.inbox.take(free) {
-                        running.spawn(course::run(Arc::clone(&desk), job));
+                        let worker = Arc::clone(&workers).try_acquire_owned().ok();
+                        running.spawn(course::run(Arc::clone(&desk), job, worker));
                     }
                     if self.inbox.waiting() == 0 {
                         not_before = Instant::now() + BATCH_DELAY;

@@ -93,7 +93,10 @@ impl Endpoint {
 }
 
 /// The body of a successful answer, if it is not longer than it may be.
-pub(super) async fn answer(
+///
+/// # Errors
+/// See [`Reason`].
+pub async fn answer(
     operation: &'static str,
     request: RequestBuilder,
     bytes_max: usize,

@@ -82,9 +82,9 @@ pub struct KvCache {
         serialize_with = "values::write_duration"
     )]
     pub control_timeout: Duration,
-    /// From one look at the engines' load to the next.
+    /// From one look at the engines' load to the next, and the longest that one may take.
     #[serde(
-        deserialize_with = "values::duration::<1, DAY_MS, _>",
+        deserialize_with = "values::duration::<100, DAY_MS, _>",
         serialize_with = "values::write_duration"
     )]
     pub load_period: Duration,

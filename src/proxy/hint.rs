@@ -203,20 +203,22 @@ impl Hints {
             }
             Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
         };
-        let abort = if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
-            None
-        } else {
+        if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
+            return (hint, None);
+        }
+        let what = tokens.map(inbox::Prompt::Tokens).or_else(|| text(&asked, model));
+        let abort = what.and_then(|prompt| {
             self.hand_over(Job {
                 key,
                 model: model.into(),
-                cache_salt: prompt.cache_salt.as_deref().map(Arc::from),
-                prompt: tokens.map_or_else(|| text(&asked, model), inbox::Prompt::Tokens),
+                cache_salt: asked.prompt.cache_salt.as_deref().map(Arc::from),
+                prompt,
                 found,
                 hot,
                 handed_over: Instant::now(),
                 aborted: Abort::new(),
             })
-        };
+        });
         (hint, abort)
     }
 
@@ -313,10 +315,8 @@ impl Hints {
 }
 
 /// What the tokenizer is to be sent.
-fn text(asked: &Asked<'_>, model: &str) -> inbox::Prompt {
-    inbox::Prompt::Text(Text {
-        body: asked.prompt.tokenizer_body(asked.body, model).unwrap_or_default(),
-        authorization: asked.authorization.cloned(),
-        share: Some(Arc::clone(asked.share)),
-    })
+fn text(asked: &Asked<'_>, model: &str) -> Option<inbox::Prompt> {
+    let body = asked.prompt.tokenizer_body(asked.body, model)?;
+    let (authorization, share) = (asked.authorization.cloned(), Some(Arc::clone(asked.share)));
+    Some(inbox::Prompt::Text(Text { body, authorization, share }))
 }

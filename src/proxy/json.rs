@@ -127,21 +127,36 @@ pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
     serde_json::from_slice(value).ok().map(Cow::Owned)
 }
 
+/// Escapes make many small pieces of a text; so many bytes of them are put together before they are given on.
+const PIECE_BYTES: usize = 1024;
+
 /// The text of a JSON string with its quotes, piece by piece and without copying what has no escapes; nothing when it is no
 /// string. What is no UTF-8, and half a surrogate pair, become U+FFFD.
 pub fn pieces(value: &[u8], mut piece: impl FnMut(&str)) {
     let mut rest = inner(value).unwrap_or_default();
+    let mut gathered = String::new();
     loop {
         let plain = memchr(b'\\', rest).unwrap_or(rest.len());
         let (text, escaped) = rest.split_at(plain);
-        match std::str::from_utf8(text) {
-            Ok("") => {}
-            Ok(text) => piece(text),
-            Err(_) => piece(&String::from_utf8_lossy(text)),
+        let text = match std::str::from_utf8(text) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(text),
+        };
+        let is_all = gathered.is_empty() && escaped.is_empty();
+        if is_all || gathered.len() + text.len() > PIECE_BYTES {
+            for whole in [gathered.as_str(), &text].into_iter().filter(|whole| !whole.is_empty()) {
+                piece(whole);
+            }
+            gathered.clear();
+        } else {
+            gathered.push_str(&text);
         }
-        let Some((character, length)) = unescape(escaped) else { return };
-        piece(character.encode_utf8(&mut [0; 4]));
+        let Some((character, length)) = unescape(escaped) else { break };
+        gathered.push(character);
         rest = escaped.get(length..).unwrap_or_default();
+    }
+    if !gathered.is_empty() {
+        piece(&gathered);
     }
 }
 

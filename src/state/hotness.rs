@@ -1,6 +1,6 @@
 //! Which prompts are hot: seen often enough within a window that slides.
 //!
-//! Called by `proxy` once per request; `background` asks again before it pins. Bounded in prompts, of which the least
+//! Called by `proxy` once per request, which tells `background`. Bounded in prompts, of which the least
 //! recently seen is forgotten first, and in accesses per prompt: as many as make it hot, whatever the rate. It counts
 //! exactly, and does nothing about what is hot.
 

@@ -6,7 +6,7 @@
 //! | [`budget::Budget`] | `proxy::body` | `proxy`, `admin` | `limits.buffered_bytes_max` | 503 with Retry-After, counted |
 //! | [`lifecycle::Lifecycle`] | `shutdown`, `proxy` (requests in flight) | `admin`, `proxy` | three counters | – |
 //! | [`models::ModelList`] | `background::models` | `proxy` | `limits.models_bytes_max` per cluster | the answer is not taken, counted |
-//! | [`hotness::Hotness`] | `proxy` (accesses) | `proxy`, `background` | `hot_max_keys` prompts per cluster, the threshold's accesses each | the least recently seen prompt is forgotten |
+//! | [`hotness::Hotness`] | `proxy` (accesses) | `proxy` | `hot_max_keys` prompts per cluster, the threshold's accesses each | the least recently seen prompt is forgotten |
 //! | [`tokens::TokenCache`] | `background` | `proxy`, `background` | `token_cache.max_size` and `max_bytes` per cluster | the least recently used goes, counted |
 //! | [`flights::Flights`] | `proxy`, `background`, each its own | the same | the calls in flight | – |
 //! | [`inbox::Inbox`] | `proxy` | `background::jobs` | `queue_jobs_max` waiting jobs and `queue_bytes_max` bytes per cluster | the job is dropped, counted |

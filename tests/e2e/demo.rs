@@ -19,7 +19,7 @@ fn the_demo_answers_a_long_prompt_and_a_stream_and_shows_where_each_request_went
     }
     let row = |start: &str| -> Vec<&str> {
         let line = shown.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{shown}"));
-        line[start.len()..].split_whitespace().collect()
+        line.strip_prefix(start).unwrap().split_whitespace().collect()
     };
     let backend = row("a new prompt")[1];
     assert_eq!(row("again: LMCache knows where")[..4], ["200", backend, "lmcache", "followed"], "{shown}");

@@ -158,6 +158,11 @@ impl Gateway {
         gateway
     }
 
+    /// Where its configuration is, as `kvway.yaml`.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn launch(
         folder: Arc<TempDir>,
         plan: Plan,

@@ -3,8 +3,10 @@
 
 mod client;
 mod command_line;
+mod compare;
 mod crash;
 mod demo;
+mod doctor;
 mod gateway;
 mod memory;
 mod openai_client;

@@ -20,7 +20,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("background", &["state", "clients"]),
     ("proxy", &["state", "access_log", "clients"]),
     ("app", &["proxy", "background", "clients", "admin", "state", "access_log", "shutdown"]),
-    ("demo", &["app", "arguments", "log"]),
+    ("compare", &["arguments"]),
+    ("doctor", &["arguments", "clients"]),
+    ("demo", &["app", "arguments", "compare", "log"]),
 ];
 
 /// Names that say nothing about what is behind them.

@@ -1,8 +1,10 @@
 //! TLS on both sides, with the real program in front of a mock engine and certificates made on the spot.
 
 use crate::clients::{Http1, sha256};
-use crate::world::{Plan, World, chat, stream_of, within};
+use crate::world::{Plan, World, chat, configuration, stream_of, within};
 use bytes::Bytes;
+use kvway::arguments::Doctor;
+use kvway::doctor;
 use mocks::{Engine, EngineOptions, Received};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -260,7 +262,7 @@ async fn only_clients_with_a_certificate_of_the_authority_are_served() {
 }
 
 #[tokio::test]
-async fn a_backend_over_tls_is_reached_only_with_the_authority_and_name_that_are_configured() {
+async fn a_backend_over_tls_is_reached_and_examined_only_with_the_authority_and_name_that_are_configured() {
     let engine = Engine::start(EngineOptions::default()).unwrap();
     let (right, wrong) = (Authority::new(), Authority::new());
     let backend = Gateway::start(&engine, &right.issue(), None).await;
@@ -276,12 +278,16 @@ async fn a_backend_over_tls_is_reached_only_with_the_authority_and_name_that_are
         (format!("ca: {wrong}, server_name: other.test, verify: false"), 200),
         ("verify: false".to_owned(), 200),
     ] {
-        let world = World::with(Plan {
+        let plan = Plan {
             engines: Vec::new(),
             more: vec![format!(r#"id: a, address: "{}", tls: {{{tls}}}"#, backend.address)],
             ..Plan::default()
-        })
-        .await;
+        };
+        let config = configuration(&plan, &[], backend.folder.path());
+        let doctor = Doctor { model: None, timeout: 20, patience: 0 };
+        let examination = within(doctor::examine(&doctor, &config, 7)).await;
+        assert_eq!(examination.findings[0].remedy.is_none(), status == 200, "{tls}: {examination:?}");
+        let world = World::with(plan).await;
         engine.forget();
         let body = long_body();
         let request = world.client.post(world.url("/v1/chat/completions")).body(body.clone());

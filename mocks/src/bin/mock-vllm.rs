@@ -17,6 +17,8 @@ enum ModeName {
 }
 
 /// A mock vLLM engine: answers as a real one was recorded to answer.
+///
+/// GET /stats shows what it was asked, POST /reset forgets that and what it has cached.
 #[derive(Debug, Parser)]
 #[command(version)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
@@ -66,6 +68,9 @@ struct Arguments {
     /// Simulated: requests that run at a time
     #[arg(long, env = "MOCK_VLLM_MAX_RUNNING", default_value_t = 256)]
     max_running: usize,
+    /// Simulated: compute every prompt anew
+    #[arg(long, env = "MOCK_VLLM_NO_PREFIX_CACHING")]
+    no_prefix_caching: bool,
     /// Simulated: factor on all times; 0.1 is ten times as fast
     #[arg(long, env = "MOCK_VLLM_TIME_SCALE", default_value_t = 1.0)]
     time_scale: f64,
@@ -90,7 +95,7 @@ struct Arguments {
     /// Report cached tokens in the usage
     #[arg(long, env = "MOCK_VLLM_CACHED_TOKENS")]
     cached_tokens: bool,
-    /// Send x-served-by
+    /// Send x-served-by, and `served_by` in generated JSON
     #[arg(long, env = "MOCK_VLLM_SERVED_BY")]
     served_by: bool,
 }
@@ -105,6 +110,7 @@ impl Arguments {
                 prefill_tokens_per_second: self.prefill_tokens_per_second,
                 decode: Duration::from_millis(self.decode_ms),
                 max_running: self.max_running,
+                prefix_caching: !self.no_prefix_caching,
                 time_scale: self.time_scale,
                 announce: None,
             }),
@@ -126,6 +132,7 @@ impl Arguments {
             keep_alive: (self.keep_alive_ms > 0).then(|| Duration::from_millis(self.keep_alive_ms)),
             faults_by_header: self.faults_by_header,
             served_by: self.served_by,
+            served_by_in_body: self.served_by,
             cached_tokens: self.cached_tokens,
             ..EngineOptions::default()
         }

@@ -3,18 +3,16 @@
 //! Tests hold a [`Controller`], which is also a [`Server`]: its counters, gates and faults come from there. It talks to
 //! no workers: what an instance holds is what was admitted for it.
 
-mod chunks;
 mod service;
-mod validation;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
 
-pub use chunks::Chunks;
 use service::Core;
 
+use crate::chunks::Chunks;
 use crate::server::{Server, Settings, Shared};
 
 /// What a controller is.
@@ -25,6 +23,8 @@ pub struct ControllerOptions {
     pub object_shape: bool,
     /// Whether `/evict` exists, as it does not on the real one.
     pub evict: bool,
+    /// Whether `GET /health` answers, which the real one refuses.
+    pub health_by_get: bool,
     /// The instance that every lookup answers with all tokens; see [`Controller::prefer`].
     pub prefer: Option<String>,
     /// Whether requests are kept for [`Server::received`], with their hash.
@@ -35,7 +35,14 @@ pub struct ControllerOptions {
 
 impl Default for ControllerOptions {
     fn default() -> Self {
-        Self { object_shape: false, evict: false, prefer: None, record: true, faults_by_header: false }
+        Self {
+            object_shape: false,
+            evict: false,
+            health_by_get: false,
+            prefer: None,
+            record: true,
+            faults_by_header: false,
+        }
     }
 }
 
@@ -59,9 +66,17 @@ impl Controller {
     /// # Errors
     /// When the address cannot be bound.
     pub fn start_at(address: SocketAddr, options: ControllerOptions) -> io::Result<Self> {
+        Self::start_over(address, options, Chunks::default())
+    }
+
+    /// Starts at an address over chunks that others know as well.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn start_over(address: SocketAddr, options: ControllerOptions, chunks: Chunks) -> io::Result<Self> {
         let ControllerOptions { record, faults_by_header, .. } = options;
         let shared = Shared::new(Settings { record, faults_by_header, keep_alive: None });
-        let core = Arc::new(Core::new(options, Arc::clone(&shared)));
+        let core = Arc::new(Core::new(options, Arc::clone(&shared), chunks));
         let server = Server::start(address, shared, Arc::clone(&core) as _)?;
         Ok(Self { server, core })
     }

@@ -1,15 +1,17 @@
 //! Which path answers what. Called by the server for every request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use super::ControllerOptions;
-use super::chunks::{Chunks, Credit, Instance};
-use super::validation::{Fields, Kind};
+use crate::chunks::{Chunks, Credit, Instance};
 use crate::server::{Answer, Request, Service, Shared, detail, quoted};
+use crate::validation::{Fields, Kind};
 
 /// Where a preferred instance is said to hold everything.
 const LOCATION: &str = "LocalCPUBackend";
@@ -28,6 +30,7 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     preferred: Mutex<Option<String>>,
     pub(super) chunks: Chunks,
+    lookups_answered: AtomicU64,
 }
 
 /// An answer that begins with an id of its own: the kind of event and a UUID.
@@ -63,9 +66,9 @@ fn worker(index: usize, instance: &Instance) -> String {
 }
 
 impl Core {
-    pub(super) fn new(options: ControllerOptions, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(options: ControllerOptions, shared: Arc<Shared>, chunks: Chunks) -> Self {
         let preferred = Mutex::new(options.prefer.clone());
-        Self { options, shared, preferred, chunks: Chunks::default() }
+        Self { options, shared, preferred, chunks, lookups_answered: AtomicU64::new(0) }
     }
 
     pub(super) fn prefer(&self, instance: Option<String>) {
@@ -75,12 +78,17 @@ impl Core {
     fn route(&self, request: &Request) -> Result<Answer, Answer> {
         let (method, path) = (request.head.method(), request.head.path());
         let allowed = self.allowed(path).ok_or_else(|| detail(404, "Not Found"))?;
-        if method != allowed {
+        let probe = self.options.health_by_get && (method, path) == ("GET", "/health");
+        if method != allowed && !probe {
             return Err(detail(405, "Method Not Allowed").with("allow", allowed));
         }
         let read = |required: &[(&str, Kind)]| Fields::read(request, required);
         match path {
-            "/lookup" => Ok(self.look_up(&read(&[TOKENS])?)),
+            "/lookup" => {
+                let fields = read(&[TOKENS])?;
+                self.lookups_answered.fetch_add(1, Ordering::Relaxed);
+                Ok(self.look_up(&fields))
+            }
             "/pin" => self.control(&read(&[TOKENS, INSTANCE, PLACE])?, "Pin", "pinned"),
             "/compress" => self.control(&read(&[INSTANCE, METHOD, PLACE, TOKENS])?, "Compress", "compressed"),
             "/decompress" => {
@@ -99,6 +107,7 @@ impl Core {
                     ),
                 ))
             }
+            "/health" if method == "GET" => Ok(Answer::json(200, r#"{"status":"healthy"}"#)),
             "/health" => {
                 let known = self.chunks.knows(read(&[INSTANCE])?.text("instance_id"));
                 Ok(event("health", &format!(r#""error_codes":{{{}}}"#, if known { r#""0":0"# } else { "" })))
@@ -109,26 +118,31 @@ impl Core {
             "/controller/workers" => self.workers(request),
             "/controller/key-stats" => Ok(self.key_stats()),
             "/metrics" => Ok(Answer::text(200, "text/plain; charset=utf-8", self.metrics())),
-            "/stats" => {
-                let stats = serde_json::to_string(&self.shared.books.stats());
-                Ok(Answer::json(200, stats.unwrap_or_default()))
-            }
+            "/stats" => Ok(self.stats()),
+            _ => self.own(path, request),
+        }
+    }
+
+    /// What only the mock has: `/admit`, `/prefer` and `/reset`, which makes it as it was when it started.
+    fn own(&self, path: &str, request: &Request) -> Result<Answer, Answer> {
+        match path {
             "/admit" => {
-                let fields = read(&[TOKENS, INSTANCE, PLACE])?;
-                self.chunks.admit_any(fields.text("instance_id"), fields.text("location"), &fields.tokens());
-                Ok(Answer::json(200, "{}"))
+                let fields = Fields::read(request, &[TOKENS, INSTANCE, PLACE])?;
+                let (instance, location) = (fields.text("instance_id"), fields.text("location"));
+                self.chunks.admit_any(instance, location, &fields.tokens("tokens"));
             }
             "/prefer" => {
-                let instance = read(&[INSTANCE])?.text("instance_id").to_owned();
-                self.prefer((!instance.is_empty()).then_some(instance));
-                Ok(Answer::json(200, "{}"))
+                let fields = Fields::read(request, &[INSTANCE])?;
+                self.prefer(Some(fields.text("instance_id").to_owned()).filter(|id| !id.is_empty()));
             }
             _ => {
                 self.shared.books.forget();
                 self.chunks.forget();
-                Ok(Answer::json(200, "{}"))
+                self.lookups_answered.store(0, Ordering::Relaxed);
+                self.prefer(self.options.prefer.clone());
             }
         }
+        Ok(Answer::json(200, "{}"))
     }
 
     /// The method of a path. `/admit`, `/prefer`, `/stats` and `/reset` are the mock's own.
@@ -143,12 +157,30 @@ impl Core {
         }
     }
 
+    fn stats(&self) -> Answer {
+        let stats = self.shared.books.stats();
+        let lookup = stats.path("/lookup");
+        let answered = self.lookups_answered.load(Ordering::Relaxed).min(lookup.received);
+        let calls = |path| Value::from(stats.path(path).received);
+        let named = [
+            ("lookup_calls", calls("/lookup")),
+            ("lookup_success", answered.into()),
+            ("lookup_failure", (lookup.received - answered).saturating_sub(lookup.in_flight).into()),
+            ("pin_calls", calls("/pin")),
+            ("compress_calls", calls("/compress")),
+            ("evict_calls", calls("/evict")),
+            ("clear_calls", calls("/clear")),
+            ("preferred_endpoint", self.preferred().into()),
+        ];
+        stats.page(named.map(|(name, value)| (name.to_owned(), value)).into_iter().collect())
+    }
+
     fn preferred(&self) -> Option<String> {
         self.preferred.lock().clone()
     }
 
     fn look_up(&self, fields: &Fields) -> Answer {
-        let tokens = fields.tokens();
+        let tokens = fields.tokens("tokens");
         let credits = match self.preferred() {
             Some(instance) => vec![Credit { instance, location: LOCATION.to_owned(), tokens: tokens.len() }],
             None => self.chunks.look_up(&tokens),
@@ -166,7 +198,7 @@ impl Core {
 
     /// Pins, compresses or decompresses: all that the instance holds from the start of the prompt.
     fn control(&self, fields: &Fields, kind: &str, done: &str) -> Result<Answer, Answer> {
-        let (instance, tokens) = (fields.text("instance_id"), fields.tokens());
+        let (instance, tokens) = (fields.text("instance_id"), fields.tokens("tokens"));
         if self.preferred().is_some() {
             return Ok(num_tokens(kind, tokens.len()));
         }
@@ -187,7 +219,7 @@ impl Core {
     }
 
     fn evict(&self, fields: &Fields) -> Answer {
-        let tokens = fields.tokens();
+        let tokens = fields.tokens("tokens");
         let evicted = self.chunks.evict(fields.text("instance_id"), &tokens);
         num_tokens("Evict", if self.preferred().is_some() { tokens.len() } else { evicted })
     }

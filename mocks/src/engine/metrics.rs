@@ -12,6 +12,7 @@ pub(super) struct Gauges {
     pub(super) waiting: f64,
     pub(super) kv_cache_usage: f64,
     pub(super) block_size: usize,
+    pub(super) prefix_caching: bool,
     pub(super) num_gpu_blocks: u32,
     pub(super) totals: Totals,
 }
@@ -99,12 +100,13 @@ pub(super) fn render(model: &str, gauges: &Gauges) -> String {
     requests(&mut page, &gauges.totals);
     page.family("cache_config_info", "gauge");
     let (size, blocks) = (gauges.block_size, gauges.num_gpu_blocks);
+    let caching = if gauges.prefix_caching { "True" } else { "False" };
     // Carries no model, unlike all others.
     let _ = writeln!(
         page.text,
         "vllm:cache_config_info{{_block_size_resolved=\"True\",block_size=\"{size}\",cache_dtype=\"auto\",\
          cache_hit_alignment_tokens=\"None\",effective_attention_block_size=\"{size}\",\
-         enable_prefix_caching=\"True\",engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0"
+         enable_prefix_caching=\"{caching}\",engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0"
     );
     page.text
 }

@@ -101,9 +101,7 @@ impl Core {
                 let page = metrics::render(&self.options.model, &self.gauges());
                 Answer::text(200, "text/plain; version=1.0.0; charset=utf-8", page)
             }
-            "/stats" => {
-                Answer::json(200, serde_json::to_string(&self.shared.books.stats()).unwrap_or_default())
-            }
+            "/stats" => self.stats(),
             "/reset" => {
                 self.shared.books.forget();
                 *self.totals.lock() = Totals::default();
@@ -114,6 +112,18 @@ impl Core {
             }
             _ => answers::scale_out_disabled(),
         }
+    }
+
+    fn stats(&self) -> Answer {
+        let stats = self.shared.books.stats();
+        let calls = [
+            ("tokenize_calls", "/tokenize"),
+            ("chat_calls", "/v1/chat/completions"),
+            ("completion_calls", "/v1/completions"),
+        ];
+        let id = ("engine_id".to_owned(), Value::from(self.options.id.as_str()));
+        let calls = calls.map(|(name, path)| (name.to_owned(), stats.path(path).received.into()));
+        stats.page(calls.into_iter().chain([id]).collect())
     }
 
     /// Whether the request may use `/v1`.
@@ -137,6 +147,7 @@ impl Core {
             sleep: *self.sleep.borrow(),
             running: u32::try_from(self.in_flight()).unwrap_or(u32::MAX).into(),
             block_size: 16,
+            prefix_caching: true,
             num_gpu_blocks: 31_250,
             totals,
             ..Gauges::default()
@@ -146,6 +157,7 @@ impl Core {
             gauges.running = counts.running.into();
             gauges.waiting = counts.waiting.into();
             gauges.kv_cache_usage = simulation.usage();
+            gauges.prefix_caching = simulation.prefix_caching();
             gauges.block_size = simulation.block_size();
             gauges.num_gpu_blocks = simulation.blocks();
             gauges.totals.prefix_queries = counts.queries;

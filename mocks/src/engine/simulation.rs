@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::cache::{BlockCache, block_keys};
-use crate::controller::Chunks;
+use crate::chunks::Chunks;
 
 /// What a simulated engine can do.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct SimulatedOptions {
     pub decode: Duration,
     /// Requests that run at a time.
     pub max_running: usize,
+    /// Whether prompts that were computed are used again.
+    pub prefix_caching: bool,
     /// Factor on all times; 0.1 makes the engine ten times as fast.
     pub time_scale: f64,
     /// Where prompts are announced after their prefill, as an engine with LMCache does.
@@ -42,6 +44,7 @@ impl Default for SimulatedOptions {
             prefill_tokens_per_second: 15_000.0,
             decode: Duration::from_millis(20),
             max_running: 256,
+            prefix_caching: true,
             time_scale: 1.0,
             announce: None,
         }
@@ -115,6 +118,10 @@ impl Simulation {
         self.blocks
     }
 
+    pub(super) fn prefix_caching(&self) -> bool {
+        self.options.prefix_caching
+    }
+
     /// The part of the KV memory that running requests take.
     pub(super) fn usage(&self) -> f64 {
         let free = u32::try_from(self.memory.available_permits()).unwrap_or(self.blocks);
@@ -135,7 +142,8 @@ impl Simulation {
     /// Queues a prompt and computes it. The answer may have up to `answer_tokens`.
     pub(super) async fn run(self: &Arc<Self>, prompt: &[u32], salt: &str, answer_tokens: usize) -> Run {
         let size = self.options.block_size;
-        let keys = block_keys(prompt, size, salt);
+        let caching = self.options.prefix_caching;
+        let keys = if caching { block_keys(prompt, size, salt) } else { Vec::new() };
         self.state.lock().counts.waiting += 1;
         let waiting = Waiting(self);
         let place = acquire(&self.places, 1).await;
@@ -157,7 +165,7 @@ impl Simulation {
             let mut state = self.state.lock();
             state.counts.running += 1;
             let hits = state.cache.matched(run.keys.get(..reusable).unwrap_or(&run.keys)) * size;
-            state.counts.queries += prompt.len() as u64;
+            state.counts.queries += if caching { prompt.len() as u64 } else { 0 };
             state.counts.hits += hits as u64;
             hits
         };
@@ -310,6 +318,16 @@ mod tests {
         run.tokens(1).await;
         run.tokens(49).await;
         assert_eq!(start.elapsed().as_millis(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_prefix_caching_every_prompt_is_computed() {
+        let simulation =
+            simulation(SimulatedOptions { prefix_caching: false, ..SimulatedOptions::default() });
+        for _ in 0..2 {
+            assert_eq!(simulation.run(&prompt(600), "", 1).await.cached, 0);
+        }
+        assert_eq!((simulation.counts().queries, simulation.counts().hits), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

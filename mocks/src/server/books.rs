@@ -9,9 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
+use super::answer::Answer;
 use super::request::{Head, lossy};
 
 const RECEIVED_MAX: usize = 4096;
@@ -69,6 +71,14 @@ impl Stats {
     #[must_use]
     pub fn in_flight(&self, path: &str) -> u64 {
         self.path(path).in_flight
+    }
+
+    /// All counters as JSON, after `named` ones.
+    pub(crate) fn page(&self, mut named: Map<String, Value>) -> Answer {
+        if let Ok(Value::Object(own)) = serde_json::to_value(self) {
+            named.extend(own);
+        }
+        Answer::json(200, Value::Object(named).to_string())
     }
 
     fn slot(&mut self, key: &str) -> &mut PathStats {

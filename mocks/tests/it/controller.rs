@@ -128,3 +128,43 @@ async fn content_can_be_set_and_forgotten_over_http() {
         serde_json::json!({})
     );
 }
+
+#[tokio::test]
+async fn the_preferred_instance_is_set_over_http_and_set_back_by_a_reset() {
+    let options = ControllerOptions { prefer: Some("vllm-0".into()), ..ControllerOptions::default() };
+    let controller = Controller::start(options).unwrap();
+    let address = controller.address();
+    for (body, held) in [
+        (r#"{"instance_id":"vllm-1"}"#, serde_json::json!({"vllm-1": ["LocalCPUBackend", 1]})),
+        (r#"{"instance_id":""}"#, serde_json::json!({})),
+    ] {
+        assert_eq!(post(address, "/prefer", body).await.status(), 200);
+        let reply = post(address, "/lookup", r#"{"tokens":[1]}"#).await.json();
+        assert_eq!(reply["layout_info"], held);
+    }
+    assert_eq!(post(address, "/prefer", "{}").await.status(), 422);
+    post(address, "/reset", "{}").await;
+    let reply = post(address, "/lookup", r#"{"tokens":[1]}"#).await.json();
+    assert_eq!(reply["layout_info"], serde_json::json!({"vllm-0": ["LocalCPUBackend", 1]}));
+}
+
+#[tokio::test]
+async fn stats_count_calls_by_their_name_until_the_reset() {
+    let controller = recorded_state();
+    let address = controller.address();
+    post(address, "/lookup", r#"{"tokens":[1]}"#).await;
+    post(address, "/lookup", r#"{"tokens":"a"}"#).await;
+    controller.fail_next(1, Fault::Status { code: 500, retry_after: None });
+    post(address, "/lookup", r#"{"tokens":[1]}"#).await;
+    let pin = r#"{"tokens":[1],"instance_id":"inst-a","location":"LocalCPUBackend"}"#;
+    post(address, "/pin", pin).await;
+    post(address, "/evict", pin).await;
+    let names =
+        ["lookup_calls", "lookup_success", "lookup_failure", "pin_calls", "compress_calls", "evict_calls"];
+    let stats = send(address, "GET", "/stats", &[], "").await.json();
+    assert_eq!(names.map(|name| stats[name].as_u64().unwrap()), [3, 1, 2, 1, 0, 1]);
+    assert!(stats["preferred_endpoint"].is_null() && stats["paths"]["/lookup"]["served"] == 2);
+    post(address, "/reset", "").await;
+    let stats = send(address, "GET", "/stats", &[], "").await.json();
+    assert_eq!(names.map(|name| stats[name].as_u64().unwrap()), [0; 6]);
+}

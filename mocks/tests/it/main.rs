@@ -5,7 +5,11 @@
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod controller;
+#[cfg(test)]
+mod coordinator;
 #[cfg(test)]
 mod engine;
 #[cfg(test)]

@@ -143,3 +143,22 @@ async fn an_action_without_effect_is_told_from_one_with() {
     assert_eq!(service.count("actions_total", "action=pin,outcome=no_effect"), 1);
     assert_eq!(service.ended("done"), 1);
 }
+
+#[tokio::test]
+async fn no_further_action_is_begun_once_the_time_of_the_job_is_over() {
+    let service = Service::with(|section| {
+        section.request_timeout = LONG / 2;
+        section.control_timeout = 2 * LONG;
+        section.cache_strategy.enable_eviction = true;
+        section.cache_strategy.memory_threshold = 0.9;
+    });
+    service.loads.record_host(Load { load_ratio: 0.0, memory_ratio: 1.0 });
+    let gate = service.controller.hold_path("/pin");
+    service.push(found_at(1, "a"));
+    gate.waiting(1).await;
+    pass(LONG).await;
+    gate.release();
+    service.idle().await;
+    assert_eq!((service.calls("/pin"), service.calls("/evict"), service.ended("expired")), (1, 0, 1));
+    assert_eq!(service.count("actions_total", "action=evict,outcome=expired"), 1);
+}

@@ -21,7 +21,10 @@ async fn neither_jobs_nor_bytes_exceed_their_bounds_while_the_tokenizer_is_stuck
     let answers: Vec<_> = (2..20).map(|key| service.inbox.push(job(key, &text))).collect();
     assert_eq!(answers[..4], [Ok(()); 4]);
     assert_eq!(answers[4..], [Err(Refusal::Jobs); 14]);
-    assert_eq!((service.inbox.waiting(), service.inbox.running()), (4, 2));
+    super::pass(Duration::from_secs(1)).await;
+    let health = format!("http://{}/health", service.engine.address());
+    crate::world::client().get(health).send().await.unwrap();
+    assert_eq!((service.inbox.waiting(), service.inbox.running()), (4, 2), "whatever else happens");
     assert!(service.inbox.bytes() <= 64 * 1024);
     assert_eq!(service.calls("/tokenize"), 2);
     service.end().await;
@@ -102,6 +105,35 @@ async fn a_request_that_ends_in_good_order_leaves_its_job_alone() {
     gate.release();
     service.idle().await;
     assert_eq!((service.ended("done"), service.calls("/pin")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_slow_action_holds_up_nobody_who_tokenizes() {
+    let service = Service::with(|section| section.workers_max = 1);
+    let gate = service.controller.hold_path("/pin");
+    service.push(super::found_at(1, "a"));
+    gate.waiting(1).await;
+    service.push(Job { hot: false, ..job(2, "hello") });
+    service.engine.until(|stats| stats.served("/tokenize") == 1).await;
+    service.working(1).await;
+    assert_eq!((service.ended("done"), service.inbox.running()), (1, 1));
+    gate.release();
+    service.idle().await;
+    assert_eq!(service.ended("done"), 2);
+}
+
+#[tokio::test]
+async fn no_more_jobs_act_than_may() {
+    let service = Service::with(|section| section.workers_max = 1);
+    let gate = service.controller.hold_path("/pin");
+    service.push(super::found_at(1, "a"));
+    gate.waiting(1).await;
+    service.push(super::found_at(2, "b"));
+    crate::world::until(|| service.ended("expired") == 1).await;
+    assert_eq!(service.count("actions_total", "outcome=busy"), 1);
+    gate.release();
+    service.idle().await;
+    assert_eq!(service.calls("/pin"), 1);
 }
 
 #[tokio::test(start_paused = true)]

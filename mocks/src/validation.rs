@@ -1,4 +1,4 @@
-//! Requests as the real one checks them: the fields of a body, or the 422 that says what is wrong with it.
+//! Requests as both of LMCache's servers check them: the fields of a body, or the 422 that says what is wrong with it.
 
 use serde_json::{Map, Value};
 
@@ -6,19 +6,29 @@ use crate::server::{Answer, Request, error_offset};
 
 /// What a field must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Text,
     Tokens,
     Pair,
+    Number,
 }
 
 /// A body whose fields were checked.
 #[derive(Debug)]
-pub(super) struct Fields(Map<String, Value>);
+pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Reads a body that has to hold these fields.
-    pub(super) fn read(request: &Request, required: &[(&str, Kind)]) -> Result<Self, Answer> {
+    pub(crate) fn read(request: &Request, required: &[(&str, Kind)]) -> Result<Self, Answer> {
+        Self::read_with(request, required, &[])
+    }
+
+    /// Reads a body that has to hold some fields and may hold others.
+    pub(crate) fn read_with(
+        request: &Request,
+        required: &[(&str, Kind)],
+        optional: &[(&str, Kind)],
+    ) -> Result<Self, Answer> {
         let raw = String::from_utf8_lossy(&request.body);
         if !request.head.header("content-type").is_some_and(|value| value.starts_with("application/json")) {
             let error = error(
@@ -37,18 +47,35 @@ impl Fields {
                 r#"{{"type":"json_invalid","loc":["body",{at}],"msg":"JSON decode error","input":{{}},"ctx":{{"error":"{why}"}}}}"#
             )])
         })?;
-        let errors: Vec<String> =
-            required.iter().filter_map(|(name, kind)| check(name, *kind, fields.get(*name), &raw)).collect();
+        let given = optional.iter().filter(|(name, _)| fields.contains_key(*name));
+        let errors: Vec<String> = required
+            .iter()
+            .chain(given)
+            .filter_map(|(name, kind)| check(name, *kind, fields.get(*name), &raw))
+            .collect();
         if errors.is_empty() { Ok(Self(fields)) } else { Err(unprocessable(&errors)) }
     }
 
     /// A field that was required as text.
-    pub(super) fn text(&self, name: &str) -> &str {
+    pub(crate) fn text(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The tokens, each as a number that differs for different tokens.
-    pub(super) fn tokens(&self) -> Vec<i64> {
+    /// A number that may be left out.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        self.0.get(name).and_then(Value::as_u64)
+    }
+
+    /// The answer that a body gets whose fields do not go together.
+    pub(crate) fn refuse(&self, why: &str) -> Answer {
+        let input = Value::Object(self.0.clone());
+        unprocessable(&[format!(
+            r#"{{"type":"value_error","loc":["body"],"msg":"Value error, {why}","input":{input},"ctx":{{"error":{{}}}}}}"#
+        )])
+    }
+
+    /// A list of tokens, each as a number that differs for different tokens.
+    pub(crate) fn tokens(&self, name: &str) -> Vec<i64> {
         let number = |token: &Value| {
             let bits = |float: f64| float.to_bits().cast_signed();
             token
@@ -57,11 +84,11 @@ impl Fields {
                 .or_else(|| token.as_f64().map(bits))
                 .unwrap_or_default()
         };
-        self.0.get("tokens").and_then(Value::as_array).into_iter().flatten().map(number).collect()
+        self.0.get(name).and_then(Value::as_array).into_iter().flatten().map(number).collect()
     }
 
     /// The first of the two texts of a field, which names an instance.
-    pub(super) fn first(&self, name: &str) -> &str {
+    pub(crate) fn first(&self, name: &str) -> &str {
         self.0.get(name).and_then(|pair| pair.get(0)?.as_str()).unwrap_or_default()
     }
 }
@@ -74,6 +101,9 @@ fn check(name: &str, kind: Kind, value: Option<&Value>, raw: &str) -> Option<Str
     match kind {
         Kind::Text if !value.is_string() => {
             Some(error("string_type", &loc, "Input should be a valid string", &value.to_string()))
+        }
+        Kind::Number if !value.is_u64() => {
+            Some(error("int_type", &loc, "Input should be a valid integer", &value.to_string()))
         }
         Kind::Tokens | Kind::Pair if !value.is_array() => {
             Some(error("list_type", &loc, "Input should be a valid list", &value.to_string()))

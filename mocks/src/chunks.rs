@@ -1,8 +1,8 @@
-//! Which instance holds which chunk, by the rules that the recorded lookups show.
+//! Which instance holds which chunk, by the rules that the recorded lookups show; shared by both mocks of LMCache.
 //!
 //! Tokens are cut into chunks of 256, the last one as long as what is left; a chunk's key depends on all before it. A
-//! lookup goes along its chunks to the first that nobody holds, and credits each to the instance that registered it
-//! first: replicas are invisible. Bounded at a million chunks; what is admitted beyond is ignored.
+//! controller's lookup goes along its chunks to the first that nobody holds, and credits each to the instance that
+//! registered it first: replicas are invisible. A coordinator's shows all holders of each full chunk. Bounded at a million chunks; what is admitted beyond is ignored.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,16 +11,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-const CHUNK_TOKENS: usize = 256;
+/// Tokens of a full chunk.
+pub(crate) const CHUNK_TOKENS: usize = 256;
 const CHUNKS_MAX: usize = 1_000_000;
 
 /// An instance that has registered itself.
 #[derive(Debug, Clone)]
-pub(super) struct Instance {
-    pub(super) id: String,
-    pub(super) registered: Duration,
+pub(crate) struct Instance {
+    pub(crate) id: String,
+    pub(crate) registered: Duration,
     /// Chunks it holds.
-    pub(super) keys: usize,
+    pub(crate) keys: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +38,15 @@ pub(crate) struct Credit {
     pub(crate) location: String,
     /// Up to which token of the prompt.
     pub(crate) tokens: usize,
+}
+
+/// A full chunk of a prompt, and all who hold it as instance and location.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub(crate) key: u64,
+    /// Where it ends in the prompt.
+    pub(crate) end: usize,
+    pub(crate) holders: Vec<(String, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +116,7 @@ impl Chunks {
         self.admit_any(instance, location, &tokens);
     }
 
-    pub(super) fn admit_any(&self, instance: &str, location: &str, tokens: &[i64]) {
+    pub(crate) fn admit_any(&self, instance: &str, location: &str, tokens: &[i64]) {
         let mut pool = self.pool.lock();
         pool.register(instance);
         let (mut start, mut added) = (0, 0);
@@ -128,11 +138,16 @@ impl Chunks {
         }
     }
 
-    pub(super) fn instances(&self) -> Vec<Instance> {
+    pub(crate) fn instances(&self) -> Vec<Instance> {
         self.pool.lock().instances.clone()
     }
 
-    pub(super) fn knows(&self, instance: &str) -> bool {
+    /// Chunks that anybody holds.
+    pub(crate) fn count(&self) -> usize {
+        self.pool.lock().chunks.len()
+    }
+
+    pub(crate) fn knows(&self, instance: &str) -> bool {
         self.pool.lock().instances.iter().any(|own| own.id == instance)
     }
 
@@ -154,8 +169,20 @@ impl Chunks {
         credits
     }
 
+    /// The full chunks of the prompt with all their holders; the tail is left out.
+    pub(crate) fn placements(&self, tokens: &[i64]) -> Vec<Placed> {
+        let pool = self.pool.lock();
+        let full = chunks(tokens).take_while(|(end, _)| end.is_multiple_of(CHUNK_TOKENS));
+        full.map(|(end, key)| {
+            let holders = pool.chunks.get(&key).into_iter().flatten();
+            let holders = holders.map(|holder| (holder.instance.clone(), holder.location.clone()));
+            Placed { key, end, holders: holders.collect() }
+        })
+        .collect()
+    }
+
     /// How many tokens from the start of the prompt an instance holds at a location.
-    pub(super) fn held(&self, instance: &str, location: &str, tokens: &[i64]) -> usize {
+    pub(crate) fn held(&self, instance: &str, location: &str, tokens: &[i64]) -> usize {
         let pool = self.pool.lock();
         let holds = |key: &u64| {
             pool.chunks.get(key).is_some_and(|holders| {
@@ -166,18 +193,18 @@ impl Chunks {
     }
 
     /// Drops all that an instance holds at a location; how many tokens that was.
-    pub(super) fn clear(&self, instance: &str, location: &str) -> usize {
+    pub(crate) fn clear(&self, instance: &str, location: &str) -> usize {
         self.pool.lock().remove(|_, holder| holder.instance == instance && holder.location == location)
     }
 
     /// Drops the chunks of a prompt from an instance; how many tokens that was.
-    pub(super) fn evict(&self, instance: &str, tokens: &[i64]) -> usize {
+    pub(crate) fn evict(&self, instance: &str, tokens: &[i64]) -> usize {
         let keys: Vec<u64> = chunks(tokens).map(|(_, key)| key).collect();
         self.pool.lock().remove(|key, holder| holder.instance == instance && keys.contains(&key))
     }
 
     /// Forgets the chunks and keeps the instances.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.pool.lock().remove(|_, _| true);
     }
 }
@@ -220,6 +247,18 @@ mod tests {
         assert_eq!(chunks.clear("a", "cpu"), 600);
         assert_eq!(look_up(&chunks, 0, 600), [("b".to_owned(), 512)]);
         assert_eq!(chunks.instances().iter().map(|instance| instance.keys).collect::<Vec<_>>(), [0, 5]);
+    }
+
+    #[test]
+    fn every_holder_of_a_full_chunk_is_placed_and_the_tail_is_not() {
+        let chunks = Chunks::default();
+        chunks.admit("a", "cpu", &range(0, 600));
+        chunks.admit("b", "disk", &range(0, 300));
+        let placed = chunks.placements(&(0..600).collect::<Vec<_>>());
+        let holder = |instance: &str, location: &str| (instance.to_owned(), location.to_owned());
+        assert_eq!(placed.iter().map(|placed| placed.end).collect::<Vec<_>>(), [256, 512]);
+        assert_eq!(placed[0].holders, [holder("a", "cpu"), holder("b", "disk")]);
+        assert_eq!(placed[1].holders, [holder("a", "cpu")]);
     }
 
     #[test]
