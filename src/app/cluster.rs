@@ -8,7 +8,7 @@ use crate::background::load::LoadService;
 use crate::background::{probe, strategy};
 use crate::clients::breaker::Breaker;
 use crate::clients::lmcache::Lmcache;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Policy};
 use crate::metrics::Metrics;
 use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
@@ -156,6 +156,7 @@ fn hints(
         tokenizer_breaker: breaker("tokenizer"),
         instances: instances.map(|(index, backend)| (instance(backend), index)).collect(),
         lookups: Flights::default(),
+        awaited: cluster.policy == Policy::LmcacheOnly,
         metrics,
         told: AtomicBool::new(false),
         config,

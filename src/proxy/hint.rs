@@ -157,6 +157,8 @@ pub struct Hints {
     pub instances: HashMap<String, usize>,
     /// The lookups in flight.
     pub lookups: Flights<PromptKey, Result<Arc<[Placement]>, CallError>>,
+    /// Whether the policy goes by hints; if not, no request waits for a lookup.
+    pub awaited: bool,
     /// What is counted.
     pub metrics: KvCacheMetrics,
     /// Whether the log has told of an instance that is no backend.
@@ -201,6 +203,7 @@ impl Hints {
             Some(tokens) if tokens.len() < self.config.lookup_tokens_min || tokens.is_empty() => {
                 (Hint::none(Why::TooShort), Vec::new())
             }
+            Some(_) if !self.awaited => (Hint::none(Why::Policy), Vec::new()),
             Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
         };
         if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {

@@ -33,12 +33,16 @@ async fn the_header_tells_the_backend_the_reason_and_the_hint_where_it_is_wanted
 }
 
 #[tokio::test]
-async fn the_header_tells_of_a_match_that_the_policy_does_not_follow() {
+async fn no_request_waits_for_a_lookup_that_the_policy_does_not_follow() {
     let policy = "policy: round_robin\ndecision_header: true";
     let filter = Setup::new().cluster(policy).one_engine().prefer("vllm-0").start().await;
-    let response = ask(&filter, completion(ids(9))).await;
-    let expected = "vllm-0; reason=round_robin; hint=policy; matched_tokens=9";
-    assert_eq!(told_in_header(&response), Some(expected));
+    let gate = filter.controller.hold_path(LOOKUP);
+    let response = filter.request(COMPLETIONS, completion(ids(9))).send().await.unwrap();
+    assert_eq!(told_in_header(&response), Some("vllm-0; reason=round_robin; hint=policy"));
+    gate.waiting(1).await;
+    gate.release();
+    filter.idle().await;
+    assert_eq!(filter.told("lookups_total"), "background/match 1");
 }
 
 #[tokio::test]
