@@ -144,7 +144,9 @@ fn prompts(criterion: &mut Criterion) {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let times =
+        Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    let mut criterion = times.configure_from_args();
     hotness(&mut criterion);
     token_cache(&mut criterion);
     prompts(&mut criterion);

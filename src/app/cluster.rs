@@ -105,9 +105,12 @@ fn instance(backend: &config::Backend) -> String {
 
 /// The key of the backend that tokenizes as well, where one of the cluster does.
 fn tokenizer_key(config: &config::Cluster) -> Option<config::Secret> {
-    let (_, authority) = config.kvcache.tokenizer()?.split_once("://")?;
-    let host = authority.split('/').next()?;
-    let tokenizer = config.backends.iter().find(|backend| backend.address.eq_ignore_ascii_case(host))?;
+    let (scheme, rest) = config.kvcache.tokenizer()?.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let port = if scheme.eq_ignore_ascii_case("https") { 443 } else { 80 };
+    let address = if has_port { authority.to_owned() } else { format!("{authority}:{port}") };
+    let tokenizer = config.backends.iter().find(|backend| backend.address.eq_ignore_ascii_case(&address))?;
     tokenizer.api_key.clone()
 }
 
@@ -161,4 +164,31 @@ fn hints(
         told: AtomicBool::new(false),
         config,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(endpoint: &str) -> Option<config::Secret> {
+        let text = format!(
+            "clusters: [{{name: a, backends: [{{id: b, address: \"vllm:8000\", api_key: one}}, {{id: c, address: \"vllm:80\", api_key: two}}], \
+             kvcache: {{enabled: true, vllm_endpoint: \"{endpoint}\", lmcache_endpoint: \"http://a\"}}}}]"
+        );
+        tokenizer_key(&Config::parse(&text, "test.yaml", &|_| None).unwrap().clusters[0])
+    }
+
+    #[test]
+    fn the_key_for_the_tokenizer_is_that_of_the_backend_at_its_address() {
+        for (endpoint, expected) in [
+            ("http://vllm:8000", Some("one")),
+            ("http://VLLM:8000/", Some("one")),
+            ("http://vllm:8000/base", Some("one")),
+            ("http://vllm", Some("two")),
+            ("https://vllm", None),
+            ("http://other:8000", None),
+        ] {
+            assert_eq!(key(endpoint).as_ref().map(config::Secret::expose), expected, "{endpoint}");
+        }
+    }
 }
