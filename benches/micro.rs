@@ -37,7 +37,7 @@ fn hotness(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("hotness/record");
     let now = Instant::now();
     for (name, distinct) in [("hot", 64), ("distinct", 4 * KEYS_MAX as u64)] {
-        let hotness = Hotness::new(WINDOW, THRESHOLD, KEYS_MAX);
+        let hotness = Hotness::new(WINDOW, THRESHOLD, KEYS_MAX, counter());
         let mut next = keys(distinct);
         (0..2 * distinct).for_each(|_| {
             hotness.record(next(), now);
@@ -46,8 +46,11 @@ fn hotness(criterion: &mut Criterion) {
     }
 }
 
+fn counter() -> IntCounter {
+    IntCounter::new("name", "help").expect("a valid name")
+}
+
 fn cache() -> TokenCache {
-    let counter = || IntCounter::new("name", "help").expect("a valid name");
     let counters = Counters { hits: counter(), misses: counter(), evictions: counter() };
     TokenCache::new(&config::TokenCache::default(), counters)
 }
@@ -127,7 +130,7 @@ fn prompts(criterion: &mut Criterion) {
     group.finish();
     let mut group = criterion.benchmark_group("filter/known-prompt");
     let (now, cache) = (Instant::now(), cache());
-    let hotness = Hotness::new(Duration::from_mins(5), 3, 100_000);
+    let hotness = Hotness::new(Duration::from_mins(5), 3, 100_000, counter());
     let secret = Secret::new([1, 2, 3, 4]);
     for bytes in BODY_BYTES {
         let body = chat(bytes, false);

@@ -12,9 +12,9 @@ use crate::config::{self, Config, Policy};
 use crate::metrics::Metrics;
 use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
-use crate::proxy::hint::Hints;
+use crate::proxy::hint::{Hints, Why};
 use crate::proxy::key::Secret;
-use crate::proxy::peer::Rules;
+use crate::proxy::peer::{FOLLOWED, Rules};
 use crate::proxy::upstream::Upstream;
 use crate::state::fleet::Fleet;
 use crate::state::flights::Flights;
@@ -130,6 +130,7 @@ fn hints(
 ) -> Result<Hints, AppError> {
     let config = cluster.kvcache.clone();
     let metrics = metrics.kvcache(&cluster.name);
+    metrics.show_hints(Why::ALL.iter().map(|why| why.name()).chain([FOLLOWED]));
     let strategy = &config.cache_strategy;
     let threshold = if strategy.enable_pinning { strategy.hot_content_threshold } else { 0 };
     let breaker = |name| {
@@ -151,6 +152,7 @@ fn hints(
             config.hot_window,
             threshold.min(config.hot_max_records),
             config.hot_max_keys,
+            metrics.hotness.forgotten.clone(),
         )),
         tokens: Arc::new(TokenCache::new(&config.token_cache, counters)),
         inbox: Inbox::new(config.queue_jobs_max, jobs_bytes_max),

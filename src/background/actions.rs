@@ -1,6 +1,6 @@
 //! Having LMCache act on a prompt: once per interval, one call per instance at a time, never cut off.
 //!
-//! Called by `course` with what `strategy` decided. Bounded: one call in flight per instance, a fixed number of prompts
+//! Called by `course` with what `strategy` decided. Bounded: one call in flight per instance, `hot_max_keys` actions
 //! of which it is remembered that something was done. A real controller waits without an end for an instance, and one
 //! that is cut off or asked twice at once is wedged: so everything is checked before a call and nothing during one.
 
@@ -11,9 +11,11 @@ use crate::config::{CacheStrategy, KvCache};
 use crate::metrics::KvCacheMetrics;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::tokens::{PromptKey, Tokens};
+use moka::notification::RemovalCause;
 use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +23,6 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-
-/// Actions of which it is remembered that they were taken.
-const REMEMBERED_MAX: u64 = 100_000;
 
 /// The prompt that is acted on, and what forbids to begin.
 pub(super) struct Subject {
@@ -101,7 +100,7 @@ impl Actions {
             cluster: cluster.to_owned(),
             lmcache,
             strategy: config.cache_strategy.clone(),
-            taken: Taken::new(config.action_interval),
+            taken: Taken::new(config.action_interval, config.hot_max_keys, metrics.actions_forgotten.clone()),
             turns: Turns::default(),
             cannot_evict: AtomicBool::new(false),
             lifecycle,
@@ -215,10 +214,12 @@ struct Taken {
 }
 
 impl Taken {
-    fn new(interval: Duration) -> Self {
+    /// `actions_max` of them are remembered; those that go before their time, for want of room, count as `forgotten`.
+    fn new(interval: Duration, actions_max: usize, forgotten: IntCounter) -> Self {
         let until = moka::sync::Cache::builder()
-            .max_capacity(REMEMBERED_MAX)
+            .max_capacity(actions_max as u64)
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, _, cause| forgotten.inc_by(u64::from(cause == RemovalCause::Size)))
             .time_to_live(interval);
         Self { interval, until: until.build() }
     }
@@ -245,7 +246,8 @@ impl Taken {
     }
 }
 
-/// Whose turn it is at each instance. An instance is known as long as somebody has its turn or waits for it.
+/// Whose turn it is at each instance. An instance is known as long as somebody has its turn or waits for it, so there are no
+/// more than jobs that act at a time: `workers_max`, and what finds no place is counted as `busy`.
 #[derive(Default)]
 struct Turns(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
 
@@ -268,6 +270,22 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_mins(1);
 
+    fn taken(interval: Duration) -> Taken {
+        Taken::new(interval, 2, IntCounter::new("name", "help").unwrap())
+    }
+
+    #[test]
+    fn what_is_forgotten_for_want_of_room_is_counted() {
+        let forgotten = IntCounter::new("name", "help").unwrap();
+        let (taken, now) = (Taken::new(INTERVAL, 2, forgotten.clone()), Instant::now());
+        for key in 0..5 {
+            assert!(taken.claim(&pinned(key), now));
+            taken.until.run_pending_tasks();
+        }
+        assert_eq!(forgotten.get(), 3);
+        assert!(!taken.is_withheld(&pinned(0), now) && taken.is_withheld(&pinned(4), now));
+    }
+
     fn pinned(key: u128) -> Deed {
         let pin = Action::Pin { instance: "a".to_owned(), location: "cpu".to_owned() };
         Deed::new(&pin, PromptKey(key))
@@ -280,7 +298,7 @@ mod tests {
 
     #[test]
     fn an_action_is_withheld_for_its_interval() {
-        let (taken, now) = (Taken::new(INTERVAL), Instant::now());
+        let (taken, now) = (taken(INTERVAL), Instant::now());
         assert!(!taken.is_withheld(&pinned(1), now));
         assert!(taken.claim(&pinned(1), now));
         let just = now + INTERVAL - Duration::from_nanos(1);
@@ -291,7 +309,7 @@ mod tests {
 
     #[test]
     fn an_action_that_was_not_sent_is_not_withheld() {
-        let (taken, now) = (Taken::new(INTERVAL), Instant::now());
+        let (taken, now) = (taken(INTERVAL), Instant::now());
         assert!(taken.claim(&pinned(1), now));
         taken.forget(&pinned(1));
         assert!(!taken.is_withheld(&pinned(1), now) && taken.claim(&pinned(1), now));
@@ -299,14 +317,14 @@ mod tests {
 
     #[test]
     fn without_an_interval_nothing_is_ever_withheld() {
-        let (taken, now) = (Taken::new(Duration::ZERO), Instant::now());
+        let (taken, now) = (taken(Duration::ZERO), Instant::now());
         assert!(taken.claim(&pinned(1), now) && taken.claim(&pinned(1), now));
         assert!(!taken.is_withheld(&pinned(1), now));
     }
 
     #[test]
     fn a_location_is_cleared_once_whatever_the_prompt() {
-        let (taken, now) = (Taken::new(INTERVAL), Instant::now());
+        let (taken, now) = (taken(INTERVAL), Instant::now());
         assert!(taken.claim(&cleared("a", 1), now) && !taken.claim(&cleared("a", 2), now));
         assert!(taken.claim(&cleared("b", 1), now));
     }

@@ -55,9 +55,16 @@ pub(super) struct KvCacheVecs {
     breaker_state: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     token_cache: TokenCacheVecs,
-    hot_prompts: IntCounterVec,
+    hotness: HotnessVecs,
+    actions_forgotten: IntCounterVec,
     hints: IntCounterVec,
     unknown_instances: IntCounterVec,
+}
+
+struct HotnessVecs {
+    hot: IntCounterVec,
+    prompts: IntGaugeVec,
+    forgotten: IntCounterVec,
 }
 
 struct TokenCacheVecs {
@@ -81,6 +88,17 @@ pub struct TokenCacheMetrics {
     pub entries: IntGauge,
     /// What remembered tokens occupy.
     pub bytes: IntGauge,
+}
+
+/// The metrics of the accesses that one cluster counts.
+#[derive(Clone)]
+pub struct HotnessMetrics {
+    /// Requests whose prompt was hot.
+    pub hot: IntCounter,
+    /// Prompts whose accesses are remembered.
+    pub prompts: IntGauge,
+    /// Prompts whose accesses were forgotten to make room.
+    pub forgotten: IntCounter,
 }
 
 /// The metrics of one cluster's KV-cache filter, resolved once.
@@ -112,8 +130,10 @@ pub struct KvCacheMetrics {
     pub lookup_seconds: Histogram,
     /// Remembered tokens.
     pub token_cache: TokenCacheMetrics,
-    /// Requests whose prompt was hot.
-    pub hot_prompts: IntCounter,
+    /// Counted accesses.
+    pub hotness: HotnessMetrics,
+    /// Actions of which it was forgotten within their interval, to make room, that they were taken.
+    pub actions_forgotten: IntCounter,
     /// Instances named by LMCache that no backend is.
     pub unknown_instances: IntCounter,
 }
@@ -180,6 +200,13 @@ impl KvCacheMetrics {
     pub fn hint(&self, outcome: &str) {
         self.count(&self.hints, outcome);
     }
+
+    /// Shows these outcomes of hints from the start, before there are any.
+    pub fn show_hints<'a>(&self, outcomes: impl Iterator<Item = &'a str>) {
+        for outcome in outcomes {
+            self.hints.with_label_values(&[self.cluster.as_str(), outcome]).inc_by(0);
+        }
+    }
 }
 
 impl KvCacheVecs {
@@ -239,7 +266,11 @@ impl KvCacheVecs {
                 &["cluster", "breaker", "state"],
             )?,
             token_cache: TokenCacheVecs::new(make)?,
-            hot_prompts: counters("kvcache_hot_prompts_total", "Requests whose prompt was hot.")?,
+            hotness: HotnessVecs::new(make)?,
+            actions_forgotten: counters(
+                "kvcache_actions_forgotten_total",
+                "Actions that may be repeated before their interval is over: they were forgotten to make room.",
+            )?,
             hints: outcomes(
                 "kvcache_hints_total",
                 "Requests, by what is known of caches with their prompt.",
@@ -274,8 +305,32 @@ impl KvCacheVecs {
             tokenizer_seconds: self.tokenizer_seconds.with_label_values(&[cluster]),
             lookup_seconds: self.lookup_seconds.with_label_values(&[cluster]),
             token_cache: self.token_cache.cluster(cluster),
-            hot_prompts: counter(&self.hot_prompts),
+            hotness: self.hotness.cluster(cluster),
+            actions_forgotten: counter(&self.actions_forgotten),
             unknown_instances: counter(&self.unknown_instances),
+        }
+    }
+}
+
+impl HotnessVecs {
+    fn new(make: &Maker<'_>) -> Result<Self> {
+        let counters = |name: &str, help: &str| make.counters(name, help, &["cluster"]);
+        let prompts = "Prompts whose accesses are remembered.";
+        Ok(Self {
+            hot: counters("kvcache_hot_prompts_total", "Requests whose prompt was hot.")?,
+            prompts: make.gauge_vec("kvcache_hotness_prompts", prompts, &["cluster"])?,
+            forgotten: counters(
+                "kvcache_hotness_forgotten_total",
+                "Prompts whose accesses were forgotten to make room.",
+            )?,
+        })
+    }
+
+    fn cluster(&self, cluster: &str) -> HotnessMetrics {
+        HotnessMetrics {
+            hot: self.hot.with_label_values(&[cluster]),
+            prompts: self.prompts.with_label_values(&[cluster]),
+            forgotten: self.forgotten.with_label_values(&[cluster]),
         }
     }
 }

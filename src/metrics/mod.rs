@@ -5,7 +5,7 @@
 
 mod kvcache;
 
-pub use kvcache::{By, KvCacheMetrics, TokenCacheMetrics};
+pub use kvcache::{By, HotnessMetrics, KvCacheMetrics, TokenCacheMetrics};
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,

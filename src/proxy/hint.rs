@@ -74,7 +74,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// All, in the order of their names' first use.
+    /// All of them.
     pub const ALL: [Self; 13] = [
         Self::Off,
         Self::NoPrompt,
@@ -153,7 +153,7 @@ pub struct Hints {
     pub lmcache_breaker: Arc<Breaker>,
     /// The breaker before the tokenizer, which only the background calls.
     pub tokenizer_breaker: Arc<Breaker>,
-    /// The backends by LMCache's name for them.
+    /// The backends by LMCache's name for them; as many as are configured.
     pub instances: HashMap<String, usize>,
     /// The lookups in flight.
     pub lookups: Flights<PromptKey, Result<Arc<[Placement]>, CallError>>,
@@ -189,7 +189,7 @@ impl Hints {
         let model = prompt.model.as_deref().unwrap_or(&self.config.default_model);
         let accessed = prompt.text_key(&self.secret, model);
         let hot = accessed.is_some_and(|key| self.hotness.record(key, now));
-        self.metrics.hot_prompts.inc_by(u64::from(hot));
+        self.metrics.hotness.hot.inc_by(u64::from(hot));
         let key = prompt.key(&self.secret, model);
         let tokens = match &prompt.form {
             Form::None => return (Hint::none(Why::NoPrompt), None),
@@ -232,6 +232,7 @@ impl Hints {
         metrics.jobs_waiting.set(gauge(self.inbox.waiting()));
         metrics.jobs_running.set(gauge(self.inbox.running()));
         metrics.queue_bytes.set(gauge(self.inbox.bytes()));
+        metrics.hotness.prompts.set(gauge(self.hotness.keys()));
         metrics.token_cache.entries.set(gauge(self.tokens.entries()));
         metrics.token_cache.bytes.set(gauge(self.tokens.bytes()));
         for breaker in [&self.lmcache_breaker, &self.tokenizer_breaker] {

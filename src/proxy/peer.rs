@@ -59,11 +59,14 @@ pub struct Peer {
     pub unhinted: Option<Why>,
 }
 
+/// What became of a hint that was followed.
+pub const FOLLOWED: &str = "followed";
+
 impl Peer {
     /// What became of the hint, as in logs and metrics.
     #[must_use]
     pub fn hint_name(&self) -> &'static str {
-        self.unhinted.map_or("followed", Why::name)
+        self.unhinted.map_or(FOLLOWED, Why::name)
     }
 }
 

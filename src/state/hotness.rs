@@ -7,6 +7,7 @@
 use super::tokens::PromptKey;
 use lru::LruCache;
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub struct Hotness {
     window: Duration,
     threshold: usize,
     epoch: Instant,
+    forgotten: IntCounter,
 }
 
 /// The latest accesses of one prompt, in nanoseconds since the epoch, the oldest first.
@@ -27,11 +29,17 @@ struct Accesses(VecDeque<u64>);
 
 impl Hotness {
     /// A prompt is hot from `threshold` accesses within `window`, the edge included; 0 = never, and nothing is kept.
-    /// At most `keys_max` prompts, and at least one, are kept.
+    /// At most `keys_max` prompts, and at least one, are kept; those that go for want of room count as `forgotten`.
     #[must_use]
-    pub fn new(window: Duration, threshold: usize, keys_max: usize) -> Self {
+    pub fn new(window: Duration, threshold: usize, keys_max: usize, forgotten: IntCounter) -> Self {
         let keys_max = NonZeroUsize::new(keys_max).unwrap_or(NonZeroUsize::MIN);
-        Self { prompts: Mutex::new(LruCache::new(keys_max)), window, threshold, epoch: Instant::now() }
+        Self {
+            prompts: Mutex::new(LruCache::new(keys_max)),
+            window,
+            threshold,
+            epoch: Instant::now(),
+            forgotten,
+        }
     }
 
     /// Records an access, and says whether that makes the prompt hot.
@@ -41,14 +49,17 @@ impl Hotness {
         }
         let at = now.saturating_duration_since(self.epoch);
         let mut prompts = self.prompts.lock();
+        if prompts.len() == prompts.cap().get() && !prompts.contains(&key) {
+            self.forgotten.inc();
+        }
         let accesses = prompts.get_or_insert_mut(key, Accesses::default);
         accesses.push(at, self.threshold);
         accesses.are_within(self.window, self.threshold, at)
     }
 
     /// Whether a prompt is hot. Nothing is recorded, and the prompt is not seen by it.
-    #[must_use]
-    pub fn is_hot(&self, key: PromptKey, now: Instant) -> bool {
+    #[cfg(test)]
+    fn is_hot(&self, key: PromptKey, now: Instant) -> bool {
         let at = now.saturating_duration_since(self.epoch);
         let prompts = self.prompts.lock();
         prompts.peek(&key).is_some_and(|accesses| accesses.are_within(self.window, self.threshold, at))
@@ -94,22 +105,26 @@ mod tests {
     use std::collections::HashMap;
 
     const WINDOW: Duration = Duration::from_mins(1);
+    fn keeping(window: Duration, threshold: usize, keys_max: usize) -> Hotness {
+        Hotness::new(window, threshold, keys_max, IntCounter::new("name", "help").unwrap())
+    }
+
     const A: PromptKey = PromptKey(1);
     const B: PromptKey = PromptKey(2);
     const C: PromptKey = PromptKey(3);
 
     #[test]
     fn a_prompt_is_hot_with_the_access_that_reaches_the_threshold() {
-        let hotness = Hotness::new(WINDOW, 3, 10);
+        let hotness = keeping(WINDOW, 3, 10);
         let now = Instant::now();
         assert_eq!([(); 5].map(|()| hotness.record(A, now)), [false, false, true, true, true]);
         assert!(hotness.is_hot(A, now) && !hotness.is_hot(B, now));
-        assert!(Hotness::new(WINDOW, 1, 10).record(A, now), "with a threshold of one it is the first");
+        assert!(keeping(WINDOW, 1, 10).record(A, now), "with a threshold of one it is the first");
     }
 
     #[test]
     fn an_access_counts_until_it_is_exactly_as_old_as_the_window() {
-        let hotness = Hotness::new(WINDOW, 2, 10);
+        let hotness = keeping(WINDOW, 2, 10);
         let start = Instant::now() + Duration::from_nanos(987_654_321);
         hotness.record(A, start);
         hotness.record(A, start + Duration::from_secs(1));
@@ -120,8 +135,20 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_for_want_of_room_is_counted() {
+        let hotness = keeping(WINDOW, 2, 2);
+        let now = Instant::now();
+        for key in [A, B, A, B] {
+            hotness.record(key, now);
+        }
+        assert_eq!((hotness.forgotten.get(), hotness.keys()), (0, 2));
+        hotness.record(C, now);
+        assert_eq!((hotness.forgotten.get(), hotness.keys()), (1, 2));
+    }
+
+    #[test]
     fn a_year_later_nothing_is_mistaken_for_recent() {
-        let hotness = Hotness::new(WINDOW, 2, 10);
+        let hotness = keeping(WINDOW, 2, 10);
         let start = Instant::now();
         hotness.record(A, start);
         for days in 1..366 {
@@ -131,7 +158,7 @@ mod tests {
 
     #[test]
     fn without_a_threshold_nothing_is_hot_and_nothing_is_kept() {
-        let hotness = Hotness::new(WINDOW, 0, 10);
+        let hotness = keeping(WINDOW, 0, 10);
         let now = Instant::now();
         assert!(!hotness.record(A, now) && !hotness.is_hot(A, now));
         assert_eq!(hotness.keys(), 0);
@@ -139,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_seen_prompt_is_forgotten_first() {
-        let hotness = Hotness::new(WINDOW, 2, 2);
+        let hotness = keeping(WINDOW, 2, 2);
         let now = Instant::now();
         for key in [A, B, A] {
             hotness.record(key, now);
@@ -155,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_prompt_takes_no_more_memory_however_often_it_is_seen() {
-        let hotness = Hotness::new(WINDOW, 300, 10);
+        let hotness = keeping(WINDOW, 300, 10);
         let now = Instant::now();
         let room = || hotness.prompts.lock().peek(&A).map(|Accesses(times)| times.capacity());
         hotness.record(A, now);
@@ -173,7 +200,7 @@ mod tests {
             steps in prop::collection::vec((0_u128..4, 0_u64..40, any::<bool>()), 0..200),
         ) {
             let window = Duration::from_millis(100);
-            let hotness = Hotness::new(window, threshold, 4);
+            let hotness = keeping(window, threshold, 4);
             let mut now = Instant::now();
             let mut accesses: HashMap<u128, Vec<Instant>> = HashMap::new();
             for (key, wait, record) in steps {
@@ -195,7 +222,7 @@ mod tests {
             keys_max in 1_usize..5,
             keys in prop::collection::vec(0_u128..10, 1..100),
         ) {
-            let hotness = Hotness::new(WINDOW, 1, keys_max);
+            let hotness = keeping(WINDOW, 1, keys_max);
             let now = Instant::now();
             let mut by_sight = Vec::new();
             for key in keys {

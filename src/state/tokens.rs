@@ -244,10 +244,11 @@ mod tests {
         let cache = cache(10, 1 << 20);
         let now = Instant::now();
         cache.insert(A, tokens(3, 7), now);
-        let _ = (cache.peek(A, now), cache.peek(B, now));
+        assert!(cache.peek(A, now).is_some() && cache.peek(B, now).is_none());
         assert_eq!((cache.counters.hits.get(), cache.counters.misses.get()), (0, 0));
-        let _ = [now, now, now, now + TTL].map(|now| cache.get(A, now));
-        let _ = cache.get(B, now);
+        let found = [now, now, now, now + TTL].map(|now| cache.get(A, now).is_some());
+        assert_eq!(found, [true, true, true, false]);
+        assert_eq!(cache.get(B, now), None);
         assert_eq!((cache.counters.hits.get(), cache.counters.misses.get()), (3, 2));
     }
 
@@ -268,7 +269,7 @@ mod tests {
         let now = Instant::now();
         cache.insert(A, tokens(1, 1), now);
         cache.insert(B, tokens(1, 2), now);
-        let _ = cache.get(A, now);
+        assert!(cache.get(A, now).is_some());
         cache.insert(C, tokens(1, 3), now);
         assert_eq!([A, B, C].map(|key| cache.peek(key, now).is_some()), [true, false, true]);
         assert_eq!(cache.counters.evictions.get(), 1);

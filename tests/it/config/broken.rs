@@ -2,25 +2,13 @@
 
 use kvway::config::Config;
 
-use super::{MINIMAL, environment, refusal, yaml_files};
+use super::{MINIMAL, assert_refused, environment, refusal, yaml_files};
 
 #[test]
 fn every_broken_file_is_told_what_is_wrong_in_one_line() {
     let files = yaml_files("tests/data/broken");
     assert!(files.len() >= 100, "only {} broken files were found", files.len());
-    let mut wrong = Vec::new();
-    for path in files {
-        let text = std::fs::read_to_string(&path).unwrap();
-        let file = path.file_name().unwrap().to_str().unwrap();
-        let expected =
-            text.lines().next().unwrap().strip_prefix("# expect: ").unwrap().replace("{file}", file);
-        let said = Config::parse(&text, file, &environment)
-            .map_or_else(|error| error.to_string(), |_| format!("{file} is accepted"));
-        if said != expected {
-            wrong.push(format!("expected {expected}\n    said {said}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_refused(files, |text, file| Config::parse(text, file, &environment).map(drop));
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-use kvway::config::Config;
+use kvway::config::{Config, ConfigError};
 
 const MINIMAL: &str = "clusters: [{name: llama, backends: [{id: vllm-0, address: 127.0.0.1:8000}]}]\n";
 
@@ -42,6 +42,24 @@ fn refusal(text: &str) -> String {
 
 fn in_tree(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Each file is refused with the message in its first line, which shows no secret.
+fn assert_refused(files: Vec<PathBuf>, read: impl Fn(&str, &str) -> Result<(), ConfigError>) {
+    let mut wrong = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        let expected =
+            text.lines().next().unwrap().strip_prefix("# expect: ").unwrap().replace("{file}", file);
+        let said =
+            read(&text, file).map_or_else(|error| error.to_string(), |()| format!("{file} is accepted"));
+        if said != expected {
+            wrong.push(format!("expected {expected}\n    said {said}"));
+        }
+        assert!(!said.contains("do-not-show") && !said.contains("do not show"), "{said}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 fn yaml_files(folder: &str) -> Vec<PathBuf> {
