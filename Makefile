@@ -20,7 +20,7 @@ demo: tools ## run the gateway before an embedded fleet, and show what it does
 	cargo run -- demo
 
 compare: tools ## unique prompts against repeated ones through the demo's gateway, in numbers
-	cargo run -- compare --demo
+	cargo run -- compare --demo --json benches/results/compare.json
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
