@@ -130,7 +130,8 @@ fn hints(
 ) -> Result<Hints, AppError> {
     let config = cluster.kvcache.clone();
     let metrics = metrics.kvcache(&cluster.name);
-    metrics.show_hints(Why::ALL.iter().map(|why| why.name()).chain([FOLLOWED]));
+    metrics
+        .show_hints(Why::ALL.iter().filter(|why| **why != Why::Off).map(|why| why.name()).chain([FOLLOWED]));
     let strategy = &config.cache_strategy;
     let threshold = if strategy.enable_pinning { strategy.hot_content_threshold } else { 0 };
     let breaker = |name| {

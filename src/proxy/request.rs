@@ -185,9 +185,6 @@ impl RequestCtx {
         let backend = cluster.fleet.backends().get(peer.index)?;
         let connection = cluster.upstreams.get(peer.index)?.peer(backend.resolved()?);
         self.tries += 1;
-        if let Some(hints) = cluster.hints.as_ref().filter(|_| self.tries == 1) {
-            hints.metrics.hint(peer.hint_name());
-        }
         self.peer = Some(peer);
         self.lease = Some(backend.lease(self.body_bytes));
         Some(connection)
@@ -309,6 +306,9 @@ impl RequestCtx {
         }
         let usage = self.observer.usage();
         if let Some(cluster) = &self.cluster {
+            if let Some((hints, peer)) = cluster.hints.as_ref().zip(self.peer) {
+                hints.metrics.hint(peer.hint_name());
+            }
             cluster.metrics.request_seconds.observe(total.as_secs_f64());
             if let Some(usage) = &usage {
                 cluster.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or_default());
