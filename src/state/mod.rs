@@ -3,6 +3,7 @@
 //! | structure | written by | read by | bound | when it is full |
 //! |---|---|---|---|---|
 //! | [`fleet::Fleet`] | `proxy` (books), `background::probe` (health, addresses) | `proxy`, `admin` | the configured backends | – |
+//! | [`blocks::Blocks`] | `proxy` (tries, what the engine side says) | `proxy`, `admin` | each backend's cache capacity in tokens | the least recently used blocks go, counted |
 //! | [`budget::Budget`] | `proxy::body` | `proxy`, `admin` | `limits.buffered_bytes_max` | 503 with Retry-After, counted |
 //! | [`lifecycle::Lifecycle`] | `shutdown`, `proxy` (requests in flight) | `admin`, `proxy` | three counters | – |
 //! | [`models::ModelList`] | `background::models` | `proxy` | `limits.models_bytes_max` per cluster | the answer is not taken, counted |
@@ -14,6 +15,7 @@
 //!
 //! Nothing here names another room.
 
+pub mod blocks;
 pub mod budget;
 pub mod fleet;
 pub mod flights;
