@@ -17,6 +17,7 @@ use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::key::Secret;
+use crate::proxy::prefix;
 use crate::proxy::prompt::Reading;
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
@@ -169,6 +170,7 @@ impl App {
             clusters: self.clusters.clone(),
             routes: Routes::new(&self.config.routes, index),
             reading: self.reading(),
+            tenant_header: self.config.prefix.tenant_header.clone(),
             retry_budget: RetryBudget::new(self.config.retries.budget_ratio),
             budget: Arc::clone(&self.budget),
             models: Arc::clone(&self.models),
@@ -195,7 +197,17 @@ impl App {
     fn reading(&self) -> Reading {
         let on =
             || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
-        Reading { secret: on().next().map(|_| self.secret), text: on().any(pins) }
+        Reading {
+            secret: on().next().map(|_| self.secret),
+            text: on().any(pins),
+            blocks: Some(self.blocks()),
+        }
+    }
+
+    /// How prompts are cut into blocks.
+    fn blocks(&self) -> prefix::Settings {
+        let config::Prefix { block_bytes, blocks_max, .. } = self.config.prefix;
+        prefix::Settings { secret: self.secret, block_bytes, blocks_max, tenant: None }
     }
 
     /// The service that keeps the model list.

@@ -10,10 +10,12 @@
 //! | [`tokens::TokenCache`] | `background` | `proxy`, `background` | `token_cache.max_size` and `max_bytes` per cluster | the least recently used goes, counted |
 //! | [`flights::Flights`] | `proxy`, `background`, each its own | the same | the calls in flight | – |
 //! | [`inbox::Inbox`] | `proxy` | `background::jobs` | `queue_jobs_max` waiting jobs and `queue_bytes_max` bytes per cluster | the job is dropped, counted |
+//! | [`ratio::Ratios`] | `proxy` | `proxy` | [`ratio::MODELS_MAX`] models | the least recently asked for is forgotten, counted |
 //! | [`load::Loads`] | `background::load` | `background` | the configured backends | – |
 //!
 //! Nothing here names another room.
 
+pub mod blocks;
 pub mod budget;
 pub mod fleet;
 pub mod flights;
@@ -22,4 +24,5 @@ pub mod inbox;
 pub mod lifecycle;
 pub mod load;
 pub mod models;
+pub mod ratio;
 pub mod tokens;
