@@ -126,7 +126,8 @@ impl Plan {
 /// Whether a prompt that is known goes where it is cached.
 fn routes_by_caches(cluster: &Cluster) -> bool {
     let kvcache = &cluster.kvcache;
-    cluster.policy == Policy::LmcacheOnly && kvcache.enabled && kvcache.token_cache.enabled
+    let follows_lookups = kvcache.enabled && kvcache.token_cache.enabled;
+    cluster.policy.weighs_caches() || cluster.policy == Policy::LmcacheOnly && follows_lookups
 }
 
 /// Where to connect to, to reach what listens at an address.

@@ -367,7 +367,118 @@ mod tests {
         assert_eq!(balanced(Balancing::LeastRequests, &all, None), Some(1));
     }
 
+    /// Requests, pending tokens and uncached tokens of each candidate.
+    fn loaded(loads: &[(usize, usize, usize)]) -> Vec<Candidate> {
+        let mut all = candidates(&loads.iter().map(|load| load.0).collect::<Vec<_>>());
+        for (candidate, load) in all.iter_mut().zip(loads) {
+            (candidate.pending_tokens, candidate.uncached_tokens) = (load.1, load.2);
+        }
+        all
+    }
+
+    fn weighed(policy: Policy, loads: &[(usize, usize, usize)]) -> (usize, Reason) {
+        let rules = rules(policy, Balancing::LeastRequests);
+        let peer = choose(rules, &loaded(loads), &Hint::none(Why::Off), Some(0), 0).unwrap();
+        (peer.index, peer.reason)
+    }
+
+    #[test]
+    fn the_least_predicted_marginal_cost_wins() {
+        let pmc = |loads: &[_]| weighed(Policy::Pmc, loads);
+        assert_eq!(pmc(&[(0, 0, 1000), (0, 0, 200)]), (1, Reason::Pmc), "what is cached");
+        assert_eq!(pmc(&[(0, 100, 1000), (0, 901, 200)]), (0, Reason::Pmc), "what waits");
+        assert_eq!(pmc(&[(10, 0, 300), (0, 0, 1199)]), (1, Reason::Pmc), "the delay of those that run");
+        assert_eq!(pmc(&[(10, 0, 300), (0, 0, 1201)]), (0, Reason::Pmc));
+    }
+
+    #[test]
+    fn equal_costs_go_to_fewer_requests_then_to_configuration_order() {
+        assert_eq!(weighed(Policy::Pmc, &[(10, 0, 100), (0, 300, 100)]).0, 1);
+        assert_eq!(weighed(Policy::Pmc, &[(1, 7, 100), (1, 7, 100)]).0, 0);
+    }
+
+    #[test]
+    fn lmetric_multiplies_tokens_and_requests() {
+        let lmetric = |loads: &[_]| weighed(Policy::Lmetric, loads);
+        assert_eq!(lmetric(&[(2, 100, 100), (0, 0, 599)]), (1, Reason::Lmetric));
+        assert_eq!(lmetric(&[(2, 100, 100), (0, 0, 601)]), (0, Reason::Lmetric));
+    }
+
+    #[test]
+    fn without_a_prompt_the_least_loaded_is_taken() {
+        let none = [(3, 0, 0), (1, 9000, 0), (2, 0, 0)];
+        assert_eq!(weighed(Policy::Pmc, &none), (1, Reason::LeastRequests));
+        assert_eq!(weighed(Policy::Lmetric, &none), (1, Reason::LeastRequests));
+    }
+
+    #[test]
+    fn a_hint_that_entered_the_cost_was_followed() {
+        let rules = rules(Policy::Pmc, Balancing::LeastRequests);
+        let all = loaded(&[(0, 0, 10), (0, 0, 5)]);
+        assert_eq!(choose(rules, &all, &hint(&[(1, 5)]), None, 0).unwrap().hint_name(), FOLLOWED);
+        let unhinted = choose(rules, &all, &Hint::none(Why::Timeout), None, 0).unwrap();
+        assert_eq!((unhinted.index, unhinted.unhinted), (1, Some(Why::Timeout)));
+    }
+
+    /// How often each of the candidates is chosen over many numbers.
+    fn spread(balancing: Balancing, all: &[Candidate]) -> Vec<usize> {
+        let mut counts = vec![0; all.len()];
+        let mut random = 0_u64;
+        for _ in 0..10_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let rules = rules(Policy::RoundRobin, balancing);
+            let random = random ^ random >> 33;
+            counts[choose(rules, all, &Hint::none(Why::Off), None, random).unwrap().index] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn chance_goes_by_weight() {
+        let mut all = candidates(&[0, 0, 0]);
+        all[1].weight = 3;
+        let counts = spread(Balancing::Random, &all);
+        for (count, expected) in counts.iter().zip([2000, 6000, 2000]) {
+            assert!(count.abs_diff(expected) < 300, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_by_chance_the_less_loaded_is_taken() {
+        let counts = spread(Balancing::PowerOfTwo, &candidates(&[9, 1, 5, 0]));
+        assert_eq!(counts[0], 0, "the most loaded of all is never the better one");
+        for (count, expected) in counts.iter().zip([0, 3333, 1667, 5000]) {
+            assert!(count.abs_diff(expected) < 300, "{counts:?}");
+        }
+        assert_eq!(spread(Balancing::PowerOfTwo, &candidates(&[4])), [10_000]);
+    }
+
+    fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
+        let load = (0_usize..200, 0_usize..1_000_000, 1_usize..1_000_000);
+        prop::collection::vec(load, 1..64).prop_map(|loads| loaded(&loads))
+    }
+
     proptest! {
+        #[test]
+        fn nobody_costs_less_than_the_chosen(all in any_candidates(), lmetric in any::<bool>()) {
+            let policy = if lmetric { Policy::Lmetric } else { Policy::Pmc };
+            let rules = rules(policy, Balancing::LeastRequests);
+            let chosen = choose(rules, &all, &Hint::none(Why::Off), None, 0).unwrap().index;
+            let least = cost(policy, &all[chosen]).unwrap();
+            prop_assert!(all.iter().all(|candidate| cost(policy, candidate).unwrap() >= least));
+        }
+
+        #[test]
+        fn more_to_do_never_makes_a_backend_the_choice(all in any_candidates(), at in 0_usize..64, more in 1_usize..9999) {
+            let rules = rules(Policy::Pmc, Balancing::LeastRequests);
+            let choose = |all: &[Candidate]| choose(rules, all, &Hint::none(Why::Off), None, 0).unwrap().index;
+            let (chosen, at) = (choose(&all), at % all.len());
+            let mut worse = all.clone();
+            worse[at].pending_tokens += more;
+            worse[at].uncached_tokens += more;
+            prop_assert!(choose(&worse) == chosen || at == chosen);
+        }
+
         #[test]
         fn nobody_has_fewer_requests_than_the_chosen(requests in prop::collection::vec(0_usize..50, 1..20), pick in 0_usize..25) {
             let chosen = balanced(Balancing::LeastRequests, &candidates(&requests), Some(pick)).unwrap();
