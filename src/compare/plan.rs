@@ -123,11 +123,11 @@ impl Plan {
     }
 }
 
-/// Whether a prompt that is known goes where it is cached.
+/// Whether LMCache is asked where a prompt that is known is cached, and followed.
 fn routes_by_caches(cluster: &Cluster) -> bool {
     let kvcache = &cluster.kvcache;
-    let follows_lookups = kvcache.enabled && kvcache.token_cache.enabled;
-    cluster.policy.weighs_caches() || cluster.policy == Policy::LmcacheOnly && follows_lookups
+    let follows = cluster.policy.weighs_caches() || cluster.policy == Policy::LmcacheOnly;
+    follows && kvcache.enabled && kvcache.token_cache.enabled
 }
 
 /// Where to connect to, to reach what listens at an address.
