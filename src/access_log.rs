@@ -59,7 +59,7 @@ pub struct Entry<'a> {
     pub answer_bytes: usize,
     /// From the header to the end of the request's body.
     pub body_ms: f64,
-    /// From the header to the first byte of the answer's body.
+    /// From the header to the first token: the first data of a stream, the header of any other answer; none without success.
     pub first_token_ms: Option<f64>,
     /// From the header to the end.
     pub total_ms: f64,

@@ -7,6 +7,7 @@ mod status;
 
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
+use crate::background::capacity::CapacityService;
 use crate::background::jobs::JobsService;
 use crate::background::load::LoadService;
 use crate::background::models::{ModelsService, Source};
@@ -237,6 +238,13 @@ impl App {
         clusters.filter_map(|(config, cluster)| cluster::services(config, cluster, &self.lifecycle)).collect()
     }
 
+    /// What reads how much the engines hold, one service per cluster.
+    #[must_use]
+    pub fn capacity_services(&self) -> Vec<CapacityService> {
+        let clusters = self.config.clusters.iter().zip(&self.clusters);
+        clusters.map(|(config, cluster)| cluster::capacity_service(config, cluster)).collect()
+    }
+
     /// The admin application.
     #[must_use]
     pub fn admin(self: &Arc<Self>) -> Admin {
@@ -284,6 +292,9 @@ impl App {
             readiness.add_dependency(&handle);
         }
         server.add_service(GenBackgroundService::new("models".to_owned(), Arc::new(self.models_service())));
+        for capacity in self.capacity_services() {
+            server.add_service(GenBackgroundService::new("capacity".to_owned(), Arc::new(capacity)));
+        }
         for (jobs, load) in self.kvcache_services() {
             server.add_service(GenBackgroundService::new("kvcache".to_owned(), Arc::new(jobs)));
             if let Some(load) = load {

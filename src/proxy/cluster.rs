@@ -8,8 +8,8 @@ use super::hint::{Hint, Hints};
 use super::peer::{Candidate, Rules};
 use super::upstream::Upstream;
 use crate::config::Balancing;
-use crate::metrics::{BackendMetrics, ClusterMetrics};
-use crate::state::blocks::Blocks;
+use crate::metrics::{BackendMetrics, ClusterMetrics, RoutingMetrics};
+use crate::state::blocks::{BlockKey, Blocks};
 use crate::state::fleet::{Backend, Fleet};
 use crate::state::ratio::Ratios;
 use crate::state::trust::Trust;
@@ -48,6 +48,8 @@ pub struct Cluster {
     pub upstreams: Vec<Upstream>,
     /// The metrics of the cluster.
     pub metrics: ClusterMetrics,
+    /// The metrics of its routing.
+    pub routing: RoutingMetrics,
     /// The metrics of each backend, by index.
     pub backend_metrics: Vec<BackendMetrics>,
 }
@@ -84,7 +86,9 @@ impl Cluster {
             if self.rules.policy.weighs_caches() { self.blocks.held(&demand.keys) } else { Vec::new() };
         let candidate = |backend: &Arc<Backend>| {
             let (index, load) = (backend.index, backend.load(now));
-            let said = demand.said(index, held.get(index).copied().unwrap_or_default(), hint);
+            let blocks = held.get(index).copied().unwrap_or_default();
+            let in_flight = hint.names(index) && self.is_in_flight(index, &demand.keys, blocks);
+            let said = demand.said(index, blocks, in_flight, hint);
             let cached = Demand::believe(said, index, &self.trust);
             Candidate {
                 index,
@@ -100,6 +104,25 @@ impl Cluster {
         let fresh: Vec<_> =
             present().filter(|backend| !tried.contains(&backend.index)).map(candidate).collect();
         if fresh.is_empty() && same_allowed { present().map(candidate).collect() } else { fresh }
+    }
+
+    /// Whether the last of the first `held` blocks is at a backend because of a try in flight.
+    fn is_in_flight(&self, backend: usize, keys: &[BlockKey], held: usize) -> bool {
+        let last = held.checked_sub(1).and_then(|at| keys.get(at));
+        last.is_some_and(|key| self.blocks.is_expected(backend, *key))
+    }
+
+    /// Takes what LMCache says is not there out of the shadows, where it is believed. Only the largest of its counts says
+    /// what is not there: a controller credits each chunk to one holder, so that others may have more than they are
+    /// credited with, but nobody more than the most.
+    pub fn correct(&self, demand: &Demand, hint: &Hint) {
+        let Some(most) = hint.matches.iter().map(|found| found.tokens).max() else { return };
+        let blocks = most.div_ceil(demand.block_tokens.max(1));
+        for found in hint.matches.iter().filter(|found| found.tokens == most) {
+            if self.trust.prefers_lmcache(found.index) {
+                self.blocks.truncate(found.index, &demand.keys, blocks);
+            }
+        }
     }
 
     /// What `consistent_hash` goes by: the session, the prompt's prefix or the client; empty where nothing is hashed.

@@ -25,14 +25,12 @@ impl RequestCtx {
         let total = self.started.elapsed();
         let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
         gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
-        let first_token = self.observer.first_chunk.map(|at| at.duration_since(self.started));
+        let first_token = self.observer.first_token.map(|at| at.duration_since(self.started));
         if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
             metrics.first_token_seconds.observe(first_token.as_secs_f64());
         }
         let usage = self.observer.usage();
-        if let Some(usage) = &usage {
-            self.learn(usage);
-        }
+        self.learn(usage.as_ref());
         if let Some(cluster) = &self.cluster {
             if let Some((hints, peer)) = cluster.hints.as_ref().zip(self.peer) {
                 hints.metrics.hint(peer.hint_name());
@@ -92,21 +90,26 @@ impl RequestCtx {
         }
     }
 
-    /// What the engine reported tells how far what was believed is true.
-    fn learn(&self, usage: &Usage) {
+    /// What was generated takes room, and what the engine reported tells how far what was believed is true.
+    fn learn(&self, usage: Option<&Usage>) {
         let Some((cluster, candidate)) = self.cluster.as_ref().zip(self.candidate) else { return };
         let count = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
+        let weighs_caches = cluster.rules.policy.weighs_caches();
+        if weighs_caches && self.observer.first_token.is_some() {
+            cluster.blocks.spend(candidate.index, count(self.observer.generated_tokens()));
+        }
+        let Some(usage) = usage else { return };
         if let Some((prefix, tokens)) = self.prompt.prefix.as_ref().zip(usage.prompt_tokens) {
             let model = self.prompt.model.as_deref().unwrap_or_default();
             cluster.ratios.learn(model, prefix.bytes, count(tokens));
         }
-        if let Some(tokens) = usage.completion_tokens {
-            cluster.blocks.spend(candidate.index, count(tokens));
+        let Some(actual) = usage.cached_tokens() else { return };
+        if weighs_caches || candidate.said.lmcache.is_some() {
+            cluster.routing.reported_cached_tokens.inc_by(actual);
         }
-        if let Some(actual) = usage.cached_tokens() {
-            for (source, predicted) in candidate.said.by_source() {
-                cluster.trust.learn(candidate.index, source, predicted, count(actual));
-            }
+        for (source, predicted) in candidate.said.by_source() {
+            cluster.trust.learn(candidate.index, source, predicted, count(actual));
+            cluster.routing.predicted_cached_tokens[source as usize].inc_by(predicted as u64);
         }
     }
 }

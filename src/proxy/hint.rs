@@ -135,6 +135,12 @@ impl Hint {
         let why = matches.is_empty().then_some(Why::NoMatch);
         Self { matches, why, prompt_tokens: None }
     }
+
+    /// Whether something is said of this backend.
+    #[must_use]
+    pub fn names(&self, backend: usize) -> bool {
+        self.matches.iter().any(|found| found.index == backend)
+    }
 }
 
 /// What a cluster's requests ask about caches, and of whom.

@@ -6,7 +6,7 @@
 //! | `request_filter` | body in, prompt, route, hint; the body is kept for replay | [`body`], [`prompt`] ([`json`], [`key`]), [`prefix`], [`route`], [`hint`], [`replay`] |
 //! | `upstream_peer` (per try) | candidates, what each has cached, the balancer's pick, the choice | [`cluster`], [`demand`], [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
-//! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
+//! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] ([`sse`]) |
 //! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] |
 //! | `fail_to_proxy` | an answer of our own | [`reject`] |
 //! | `logging` | the books are closed, metrics, access log | [`ending`] |
@@ -33,6 +33,7 @@ pub mod request;
 pub mod response;
 pub mod retry;
 pub mod route;
+pub mod sse;
 pub mod upstream;
 
 use crate::access_log::AccessLog;

@@ -54,6 +54,19 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Pmc,
+        Self::Lmetric,
+        Self::LeastRequests,
+        Self::PowerOfTwo,
+        Self::ConsistentHash,
+        Self::RoundRobin,
+        Self::Random,
+        Self::Lmcache,
+        Self::Remaining,
+    ];
+
     /// Its name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -156,6 +156,9 @@ impl RequestCtx {
     /// Asks where the prompt is cached, where the cluster does; the request must have ended by `deadline`.
     pub async fn ask_for_hint(&mut self, request: &RequestHeader, body: &Bytes, deadline: Instant) {
         let Some((cluster, share)) = self.cluster.as_ref().zip(self.share.as_ref()) else { return };
+        if let Some(prefix) = &self.prompt.prefix {
+            cluster.routing.unkeyed_blocks.inc_by(prefix.unkeyed as u64);
+        }
         if let Some(hints) = &cluster.hints {
             let authorization = request.headers.get(AUTHORIZATION);
             let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
@@ -222,13 +225,13 @@ impl RequestCtx {
         self.peer = Some(peer);
         self.candidate = Some(candidate);
         self.lease = Some(backend.lease(candidate.uncached_tokens, self.prompt.stream, now));
+        cluster.routing.decisions[peer.reason as usize].inc();
         if cluster.rules.policy.weighs_caches() {
-            let Demand { tokens, block_tokens, keys } = &self.demand;
-            if let Some(lmcache) = candidate.said.lmcache {
-                cluster.blocks.truncate(peer.index, keys, lmcache / block_tokens.max(&1));
+            if self.tries == 1 {
+                cluster.correct(&self.demand, &self.hint);
             }
+            let Demand { block_tokens, keys, .. } = &self.demand;
             self.expected = Some(cluster.blocks.expect(peer.index, keys, *block_tokens));
-            cluster.blocks.spend(peer.index, tokens.saturating_sub(keys.len() * block_tokens));
         }
         Some(connection)
     }
@@ -253,9 +256,8 @@ impl RequestCtx {
         self.observer.header(header);
         self.share = None;
         if !header.status.is_success() {
-            self.expected = None;
-        }
-        if !self.observer.is_stream {
+            self.refused();
+        } else if !self.observer.is_stream {
             self.first_token(now);
         }
         self.count_try(ending::status_label(header.status.as_u16()));
@@ -263,17 +265,30 @@ impl RequestCtx {
 
     /// The prompt has been computed: it is no longer pending, and in the cache for sure.
     fn first_token(&mut self, now: Instant) {
-        if let Some(lease) = &mut self.lease {
-            lease.first_token(now);
+        self.observer.first_token = Some(now);
+        match &mut self.lease {
+            Some(lease) if self.observer.is_stream => lease.first_token(now),
+            Some(lease) => lease.answered(),
+            None => {}
         }
-        if let Some(expected) = &mut self.expected {
+        if let Some((mut expected, cluster)) = self.expected.take().zip(self.cluster.as_ref()) {
             expected.confirm();
+            let Demand { tokens, block_tokens, keys } = &self.demand;
+            cluster.blocks.spend(expected.backend(), tokens.saturating_sub(keys.len() * block_tokens));
+        }
+    }
+
+    /// The answer is no success: the prompt is neither pending nor in the cache.
+    fn refused(&mut self) {
+        self.expected = None;
+        if let Some(lease) = &self.lease {
+            lease.answered();
         }
     }
 
     /// A chunk of the answer passes.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) {
-        if self.observer.first_chunk.is_none() {
+        if self.observer.brings_first_token(chunk) {
             self.first_token(now);
         }
         if let Some(seconds) = self.observer.chunk(chunk, now)

@@ -55,6 +55,12 @@ impl Trust {
         weights.map_or(1.0, |weights| f64::from_bits(weights[source as usize].load(Ordering::Relaxed)))
     }
 
+    /// Whether LMCache has come true at `backend` at least as often as the shadow.
+    #[must_use]
+    pub fn prefers_lmcache(&self, backend: usize) -> bool {
+        self.weight(backend, Source::Lmcache) >= self.weight(backend, Source::Shadow)
+    }
+
     /// Of `predicted` tokens `actual` ones were found. Nothing predicted proves nothing: whoever does not know is not wrong.
     pub fn learn(&self, backend: usize, source: Source, predicted: usize, actual: usize) {
         let Some(weights) = self.weights.get(backend).filter(|_| predicted > 0) else { return };

@@ -17,6 +17,7 @@ mod kvcache;
 mod observability;
 mod real;
 mod refusals;
+mod routing;
 mod streams;
 mod tidy;
 mod tls;
