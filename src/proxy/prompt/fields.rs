@@ -159,8 +159,8 @@ fn message(json: &mut Json<'_>, text: &mut Text) {
     if json.kind() != Some(b'{') {
         return;
     }
-    json.object(|json, key| match (key, json.kind()) {
-        ("content", Some(b'"')) => text.item(json.skip()),
+    json.object(|json, key| match (&*key, json.kind()) {
+        ("content", Some(b'"')) => text.item(json),
         ("content", Some(b'[')) => json.array(|json| part(json, text)),
         _ => {}
     });
@@ -172,12 +172,12 @@ fn part(json: &mut Json<'_>, text: &mut Text) {
         return;
     }
     let (mut is_text, mut value): (bool, &[u8]) = (false, b"");
-    json.object(|json, key| match key {
+    json.object(|json, key| match &*key {
         "type" => is_text = json.string().is_some_and(|kind| kind == "text"),
         "text" => value = json.skip(),
         _ => {}
     });
     if is_text && value.starts_with(b"\"") {
-        text.item(value);
+        text.item(&mut Json::new(value));
     }
 }

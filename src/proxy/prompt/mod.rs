@@ -124,7 +124,7 @@ pub fn parse(body: &[u8], path: &str, reading: &Reading) -> Prompt {
     let mut json = Json::new(body);
     let mut fields = Fields::new(path, reading);
     if json.kind() == Some(b'{') {
-        json.object(|json, key| fields.read(json, key));
+        json.object(|json, key| fields.read(json, &key));
     }
     fields.into_prompt(json.is_broken())
 }
