@@ -12,7 +12,7 @@ use crate::metrics::{BackendMetrics, ClusterMetrics, RoutingMetrics};
 use crate::state::blocks::{BlockKey, Blocks};
 use crate::state::fleet::{Backend, Fleet};
 use crate::state::ratio::Ratios;
-use crate::state::trust::Trust;
+use crate::state::trust::{Source, Trust};
 use http::HeaderName;
 use pingora::http::RequestHeader;
 use std::net::IpAddr;
@@ -112,14 +112,14 @@ impl Cluster {
         last.is_some_and(|key| self.blocks.is_expected(backend, *key))
     }
 
-    /// Takes what LMCache says is not there out of the shadows, where it is believed. Only the largest of its counts says
+    /// Takes what LMCache says is not there out of the shadows, where it is trusted. Only the largest of its counts says
     /// what is not there: a controller credits each chunk to one holder, so that others may have more than they are
     /// credited with, but nobody more than the most.
     pub fn correct(&self, demand: &Demand, hint: &Hint) {
         let Some(most) = hint.matches.iter().map(|found| found.tokens).max() else { return };
         let blocks = most.div_ceil(demand.block_tokens.max(1));
         for found in hint.matches.iter().filter(|found| found.tokens == most) {
-            if self.trust.prefers_lmcache(found.index) {
+            if self.trust.is_trusted(found.index, Source::Lmcache) {
                 self.blocks.truncate(found.index, &demand.keys, blocks);
             }
         }

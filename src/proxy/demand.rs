@@ -1,11 +1,12 @@
 //! Prompt → [`Demand`]: how many tokens it has, and how many of them each backend would have to compute. Pure.
 //!
 //! Made by the spine once per body, asked by [`super::cluster`] for each backend on every try. What LMCache said of the
-//! prompt and what was sent there before (the shadow) are weighed by how far they have come true so far:
+//! prompt and what was sent there before (the shadow) each count for the share of it that has come true so far:
 //!
 //! - Of a backend that LMCache does not name nothing is known but the shadow: a controller names one holder of each chunk.
-//! - Where LMCache names it, LMCache counts, less than the shadow or more, unless it has come true less often.
-//! - But LMCache knows a prompt only after it was computed and stored. Where a try in flight is about to bring more of the
+//! - Where LMCache names it, LMCache counts, be it less than the shadow or more; but no more than it is trusted, and for the
+//!   rest the shadow does. So one that is wrong is left step by step, and never for good.
+//! - LMCache knows a prompt only after it was computed and stored. Where a try in flight is about to bring more of the
 //!   prompt than LMCache has, what is expected counts, so that requests with the same beginning still meet.
 
 use super::hint::Hint;
@@ -95,21 +96,20 @@ impl Demand {
         }
     }
 
-    /// What is to be believed of what is `said`, as the head of this file says; each source for no more than it is worth.
+    /// What is to be believed of what is `said`, as the head of this file tells.
     #[must_use]
     pub fn believe(said: Said, backend: usize, trust: &Trust) -> Cached {
-        let weight = |source| trust.weight(backend, source);
-        let believed = |source, tokens| {
-            let tokens = worth(tokens, weight(source));
-            Cached { tokens, source: (tokens > 0).then_some(source) }
+        let [in_shadow, in_lmcache] = Source::ALL.map(|source| trust.weight(backend, source));
+        let shadow = worth(said.shadow, in_shadow);
+        let lmcache = said.lmcache.map(|tokens| worth(tokens, in_lmcache));
+        let (by_lmcache, by_shadow) = lmcache
+            .map_or((0, shadow), |tokens| (worth(tokens, in_lmcache), worth(shadow, 1.0 - in_lmcache)));
+        let (tokens, shadow_counts) = match by_lmcache + by_shadow {
+            both if said.in_flight && shadow > both => (shadow, true),
+            both => (both, by_shadow > by_lmcache),
         };
-        let shadow = believed(Source::Shadow, said.shadow);
-        let Some(lmcache) = said.lmcache.map(|tokens| believed(Source::Lmcache, tokens)) else {
-            return shadow;
-        };
-        let shadow_counts =
-            if said.in_flight { shadow.tokens > lmcache.tokens } else { !trust.prefers_lmcache(backend) };
-        if shadow_counts { shadow } else { lmcache }
+        let source = if shadow_counts { Source::Shadow } else { Source::Lmcache };
+        Cached { tokens, source: (tokens > 0).then_some(source) }
     }
 }
 
@@ -128,6 +128,7 @@ fn worth(count: usize, weight: f64) -> usize {
 mod tests {
     use super::super::hint::Match;
     use super::*;
+    use proptest::prelude::*;
 
     fn demand(tokens: usize) -> Demand {
         Demand { tokens, block_tokens: 256, keys: Arc::from([]) }
@@ -180,16 +181,51 @@ mod tests {
     #[test]
     fn a_source_is_believed_for_what_it_is_worth() {
         let trust = Trust::new(1);
+        let believe = |shadow, lmcache| Demand::believe(said(shadow, lmcache), 0, &trust);
         for _ in 0..200 {
-            trust.learn(0, Source::Lmcache, 4000, 900);
             trust.learn(0, Source::Shadow, 4000, 1800);
         }
-        let believe = |shadow, lmcache| Demand::believe(said(shadow, lmcache), 0, &trust);
-        assert_eq!(believe(1000, Some(800)), cached(500, Source::Shadow));
+        assert_eq!(believe(1000, Some(800)), cached(800, Source::Lmcache), "the other is trusted");
+        assert_eq!(believe(1000, None), cached(500, Source::Shadow));
+        for _ in 0..200 {
+            trust.learn(0, Source::Lmcache, 4000, 900);
+        }
+        // A quarter of the 200 that are left of LMCache's, three quarters of the shadow's 500.
+        let both = believe(1000, Some(800));
+        assert!(both.tokens.abs_diff(425) < 3 && both.source == Some(Source::Shadow), "{both:?}");
         for _ in 0..200 {
             trust.learn(0, Source::Shadow, 4000, 0);
         }
-        assert_eq!(believe(1000, Some(800)), cached(200, Source::Lmcache));
+        assert_eq!(believe(1000, Some(800)), cached(50, Source::Lmcache));
         assert_eq!(believe(1000, None), Cached::default());
+    }
+
+    #[test]
+    fn one_mistake_does_not_silence_lmcache() {
+        let trust = Trust::new(1);
+        trust.learn(0, Source::Lmcache, 4000, 0);
+        assert_eq!(Demand::believe(said(0, Some(1000)), 0, &trust), cached(810, Source::Lmcache));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_believed_is_between_what_is_said(
+            shadow in 0_usize..100_000,
+            lmcache in prop::option::of(0_usize..100_000),
+            in_flight in any::<bool>(),
+            actual in prop::collection::vec((0_usize..2000, 0_usize..2000), 0..40),
+        ) {
+            let trust = Trust::new(1);
+            for (of_shadow, of_lmcache) in actual {
+                trust.learn(0, Source::Shadow, 1000, of_shadow);
+                trust.learn(0, Source::Lmcache, 1000, of_lmcache);
+            }
+            let believed = Demand::believe(Said { shadow, lmcache, in_flight }, 0, &trust);
+            prop_assert!(believed.tokens <= shadow.max(lmcache.unwrap_or_default()));
+            prop_assert_eq!(believed.source.is_some(), believed.tokens > 0);
+            if lmcache.is_none() {
+                prop_assert_ne!(believed.source, Some(Source::Lmcache));
+            }
+        }
     }
 }

@@ -55,10 +55,10 @@ impl Trust {
         weights.map_or(1.0, |weights| f64::from_bits(weights[source as usize].load(Ordering::Relaxed)))
     }
 
-    /// Whether LMCache has come true at `backend` at least as often as the shadow.
+    /// Whether what `source` says of `backend` has come true for the most part.
     #[must_use]
-    pub fn prefers_lmcache(&self, backend: usize) -> bool {
-        self.weight(backend, Source::Lmcache) >= self.weight(backend, Source::Shadow)
+    pub fn is_trusted(&self, backend: usize, source: Source) -> bool {
+        self.weight(backend, source) > 0.5
     }
 
     /// Of `predicted` tokens `actual` ones were found. Nothing predicted proves nothing: whoever does not know is not wrong.

@@ -5,6 +5,7 @@
 
 mod bodies;
 mod breakers;
+mod costs;
 mod deadline;
 mod failures;
 mod flow;
