@@ -168,8 +168,10 @@ fn hints(
         Arc::new(Breaker::new(name, &cluster.name, &config.circuit_breaker, transitions))
     };
     let lmcache_breaker = breaker("lmcache");
-    let lmcache = Lmcache::new(&config, Arc::clone(&lmcache_breaker))
-        .map_err(|source| AppError::Client { cluster: cluster.name.clone(), source })?;
+    let lmcache = || {
+        Lmcache::new(&config, Arc::clone(&lmcache_breaker))
+            .map_err(|source| AppError::Client { cluster: cluster.name.clone(), source })
+    };
     let counters = Counters {
         hits: metrics.token_cache.hits.clone(),
         misses: metrics.token_cache.misses.clone(),
@@ -186,7 +188,8 @@ fn hints(
         )),
         tokens: Arc::new(TokenCache::new(&config.token_cache, counters)),
         inbox: Inbox::new(config.queue_jobs_max, jobs_bytes_max),
-        lmcache: Arc::new(lmcache),
+        lmcache: Arc::new(lmcache()?),
+        lmcache_for_explain: lmcache()?,
         lmcache_breaker,
         tokenizer_breaker: breaker("tokenizer"),
         instances: instances.map(|(index, backend)| (instance(backend), index)).collect(),

@@ -1,4 +1,4 @@
-//! What the admin listener tells of the running gateway: metrics and state.
+//! What the admin listener tells of the running gateway: metrics, state, the last decisions.
 //!
 //! Called through the closures that [`App::admin`] hands over.
 
@@ -66,6 +66,13 @@ impl App {
             "clusters": clusters.collect::<Vec<_>>(),
         });
         format!("{state:#}\n")
+    }
+
+    pub(super) fn render_decisions(&self) -> String {
+        let decisions = self.decisions.newest_first();
+        let lines = decisions.iter().filter_map(|decision| serde_json::to_string(&**decision).ok());
+        let lines = lines.collect::<Vec<_>>().join(",\n");
+        format!("{{\"forgotten\": {}, \"decisions\": [\n{lines}\n]}}\n", self.decisions.forgotten())
     }
 }
 

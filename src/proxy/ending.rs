@@ -46,6 +46,8 @@ impl RequestCtx {
             return;
         }
         let request = session.req_header();
+        let prefix = Some(&self.demand).filter(|demand| demand.block_tokens > 0);
+        let blocks = gateway.pseudonyms.as_ref().zip(prefix).map(|(names, prefix)| names.of(&prefix.keys));
         let backends = self.cluster.as_ref().map(|cluster| cluster.fleet.backends());
         gateway.access_log.write(&Entry {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -72,6 +74,9 @@ impl RequestCtx {
             prompt_tokens: usage.and_then(|usage| usage.prompt_tokens),
             cached_tokens: usage.and_then(|usage| usage.cached_tokens()),
             completion_tokens: usage.and_then(|usage| usage.completion_tokens),
+            prefix_tokens: prefix.map(|prefix| prefix.tokens),
+            block_tokens: prefix.map(|prefix| prefix.block_tokens),
+            block_keys: blocks.as_deref(),
         });
     }
 

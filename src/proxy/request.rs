@@ -3,11 +3,12 @@
 //! Made by the spine when a header has been read, dropped when the connection has taken the answer; everything that it
 //! holds (the place in flight, the share of the budget, the lease at a backend) is given back by being dropped.
 
-use super::cluster::Cluster;
+use super::cluster::{Choice, Cluster};
 use super::deadline::Missed;
+use super::decision::Decision;
 use super::demand::Demand;
 use super::hint::{Abort, Asked, Hint, Why};
-use super::peer::{self, Candidate, Peer};
+use super::peer::{Candidate, Peer};
 use super::prompt::Prompt;
 use super::reject::Reject;
 use super::replay::Installed;
@@ -25,12 +26,13 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Longer ids are replaced by one of ours.
@@ -117,8 +119,7 @@ impl RequestCtx {
     /// Takes from the session what is needed later, and sets how its connection goes on.
     pub fn arrived(&mut self, session: &mut Session, lifecycle: &Lifecycle, timeouts: &Timeouts) {
         self.id = request_id(session.req_header().headers.get(REQUEST_ID));
-        self.client =
-            session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        self.client = client(session.as_downstream());
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
@@ -164,28 +165,24 @@ impl RequestCtx {
             let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
             (self.hint, self.abort) = hints.ask(asked, Instant::now()).await;
         }
-        let ratio = cluster.ratios.get(self.prompt.model.as_deref().unwrap_or_default());
-        self.demand = if cluster.rules.policy.weighs_caches() || self.prompt.prefix.is_some() {
-            Demand::of(&self.prompt, self.hint.prompt_tokens, ratio)
-        } else {
-            Demand::of_unread(self.body_bytes, ratio)
-        };
+        self.demand = cluster.demand(&self.prompt, &self.hint, self.body_bytes);
     }
 
-    /// Chooses a backend for the next try; `None` when none is left.
+    /// Chooses a backend for the next try, unless none is left.
     #[must_use]
-    pub fn choose(
-        &self,
-        cluster: &Cluster,
-        request: &RequestHeader,
-        now: Instant,
-    ) -> Option<(Peer, Candidate)> {
+    pub fn choose(&self, cluster: &Cluster, request: &RequestHeader, now: Instant) -> Choice {
         let stale = self.last_cause == Some(Cause::Stale);
         let candidates = cluster.candidates(&self.tried, stale, &self.demand, &self.hint, now);
-        let pick = cluster.pick(&candidates, &cluster.hash_key(request, self.client, &self.demand));
-        let peer = peer::choose(cluster.rules, &candidates, &self.hint, pick, rand::random())?;
-        let candidate = candidates.into_iter().find(|candidate| candidate.index == peer.index)?;
-        Some((peer, candidate))
+        let hash_key = cluster.hash_key(request, self.client, &self.demand);
+        cluster.choose(candidates, &self.hint, &hash_key, rand::random())
+    }
+
+    /// A choice for the next try, as it is told later.
+    #[must_use]
+    pub fn decided(&self, cluster: Arc<Cluster>, choice: Choice, time: SystemTime) -> Decision {
+        let (model, hint) = (self.prompt.model.clone(), self.hint.clone());
+        let decision = Decision::new(cluster, model, &self.demand, hint, choice, time);
+        Decision { request_id: Some(self.id_text().into()), number: self.tries + 1, ..decision }
     }
 
     /// What is told about the choice, where the cluster tells.
@@ -357,6 +354,12 @@ pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reje
         return Err(Reject::header_too_large());
     }
     Ok(())
+}
+
+/// The address of whoever sent a request.
+#[must_use]
+pub fn client(session: &ServerSession) -> Option<IpAddr> {
+    Some(session.client_addr()?.as_inet()?.ip())
 }
 
 /// Whether an error means that there is nobody left to be told.

@@ -13,6 +13,7 @@
 //! | [`flights::Flights`] | `proxy`, `background`, each its own | the same | the calls in flight | – |
 //! | [`inbox::Inbox`] | `proxy` | `background::jobs` | `queue_jobs_max` waiting jobs and `queue_bytes_max` bytes per cluster | the job is dropped, counted |
 //! | [`ratio::Ratios`] | `proxy` | `proxy` | [`ratio::MODELS_MAX`] models | the least recently asked for is forgotten, counted |
+//! | [`recent::Recent`] | `proxy` | `admin` | `admin.decisions_max` decisions | the oldest goes, counted |
 //! | [`load::Loads`] | `background::load` | `background` | the configured backends | – |
 //!
 //! Nothing here names another room.
@@ -27,5 +28,6 @@ pub mod lifecycle;
 pub mod load;
 pub mod models;
 pub mod ratio;
+pub mod recent;
 pub mod tokens;
 pub mod trust;

@@ -16,6 +16,7 @@ mod endpoints;
 mod kvcache;
 mod observability;
 mod real;
+mod reasons;
 mod refusals;
 mod routing;
 mod streams;

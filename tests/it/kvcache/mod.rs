@@ -15,6 +15,7 @@ mod jobs;
 mod lookups;
 mod off;
 mod preference;
+mod reasons;
 mod secrets;
 mod telling;
 mod tokens;
