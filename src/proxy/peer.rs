@@ -344,13 +344,8 @@ mod tests {
 
     #[test]
     fn other_policies_do_not_follow_hints() {
-        let peer = choose(
-            rules(Policy::RoundRobin, Balancing::RoundRobin),
-            &candidates(&[0, 0]),
-            &hint(&[(1, 9)]),
-            Some(0),
-            0,
-        );
+        let rules = rules(Policy::RoundRobin, Balancing::RoundRobin);
+        let peer = choose(rules, &candidates(&[0, 0]), &hint(&[(1, 9)]), Some(0), 0);
         assert_eq!(peer, Some(left(Why::Policy)));
     }
 
