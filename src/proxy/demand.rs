@@ -220,7 +220,7 @@ mod tests {
                 trust.learn(0, Source::Shadow, 1000, of_shadow);
                 trust.learn(0, Source::Lmcache, 1000, of_lmcache);
             }
-            let believed = Demand::believe(Said { shadow, lmcache, in_flight }, 0, &trust);
+            let believed = Demand::believe(Said { shadow, in_flight, lmcache }, 0, &trust);
             prop_assert!(believed.tokens <= shadow.max(lmcache.unwrap_or_default()));
             prop_assert_eq!(believed.source.is_some(), believed.tokens > 0);
             if lmcache.is_none() {

@@ -265,8 +265,9 @@ async fn who_else_says_that_a_backend_sleeps_is_heard_unless_its_engine_knows_be
 async fn the_service_reads_by_itself_until_the_process_ends() {
     let Reading { world, service, .. } = Reading::of(vec![holding(160_000)], "").await;
     let (shutdown, watch) = watch::channel(false);
-    let running = tokio::spawn(async move { service.start(watch).await });
+    let mut running = JoinSet::new();
+    running.spawn(async move { service.start(watch).await });
     until(|| cluster(&world).blocks.capacity(0) == 160_000).await;
     shutdown.send(true).unwrap();
-    within(running).await.unwrap();
+    within(running.join_all()).await;
 }

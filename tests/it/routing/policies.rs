@@ -131,7 +131,8 @@ async fn of_two_by_chance_the_busy_one_is_left() {
     let world = world(vec![engine(); 2], "policy: power_of_two").await;
     let gates = hold_all(&world);
     let request = world.client.post(world.url(CHAT)).json(&about("hello"));
-    let held = tokio::spawn(async move { served_by(request.send().await.unwrap()).await });
+    let mut held = Waiting::default();
+    held.0.spawn(async move { served_by(request.send().await.unwrap()).await });
     let busy = tokio::select! {
         () = gates[0].waiting(1) => 0,
         () = gates[1].waiting(1) => 1,
@@ -143,7 +144,7 @@ async fn of_two_by_chance_the_busy_one_is_left() {
         until(|| load(&world, 1 - busy).requests == 0).await;
     }
     drop(gates);
-    assert_eq!(held.await.unwrap(), busy);
+    assert_eq!(held.join().await, [busy]);
 }
 
 #[tokio::test]
