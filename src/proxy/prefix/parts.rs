@@ -124,18 +124,14 @@ mod tests {
         Settings { secret: Secret::new([1, 2, 3, 4]), block_bytes, blocks_max: 100_000, tenant: None }
     }
 
-    fn read_with(settings: Settings, path: &str, body: &str) -> Option<Prefix> {
+    fn read_with(settings: Settings, path: &str, body: impl AsRef<[u8]>) -> Option<Prefix> {
         let reading = Reading { secret: None, text: false, blocks: Some(settings) };
-        prompt::parse(body.as_bytes(), path, &reading).prefix
+        prompt::parse(body.as_ref(), path, &reading).prefix
     }
 
     /// Reads with a key for every byte, so that any difference shows.
-    fn read(path: &str, body: &str) -> Prefix {
-        read_with(settings(1), path, body).unwrap_or_else(|| panic!("{body}: no prefix"))
-    }
-
-    fn chat(messages: &Value) -> Prefix {
-        read(CHAT, &json!({ "messages": messages }).to_string())
+    fn read(path: &str, body: impl AsRef<[u8]>) -> Prefix {
+        read_with(settings(1), path, body).expect("a prefix")
     }
 
     /// How many blocks two prompts have in common, each with at least ten.
@@ -209,24 +205,6 @@ mod tests {
         }
 
         #[test]
-        fn no_two_conversations_are_rendered_alike(a in messages(), b in messages()) {
-            let (a, b) = (Value::from(a), Value::from(b));
-            prop_assert_eq!(a == b, chat(&a).keys == chat(&b).keys, "{} and {}", a, b);
-        }
-
-        #[test]
-        fn parts_that_move_between_neighbours_make_another_prompt(messages in messages(), from: Index, to: Index) {
-            // The same parts in the same order, but cut into messages elsewhere.
-            let parts: Vec<_> = messages.iter().flat_map(|message| message["content"].as_array().unwrap().clone()).collect();
-            let cut = |at: usize| {
-                let (first, second) = parts.split_at(at);
-                json!([{ "role": "u", "content": first, "k": 1 }, { "role": "u", "content": second }])
-            };
-            let (from, to) = (from.index(parts.len() + 1), to.index(parts.len() + 1));
-            prop_assert_eq!(from == to, chat(&cut(from)).keys == chat(&cut(to)).keys);
-        }
-
-        #[test]
         fn the_order_of_fields_does_not_matter(messages in messages(), places: [[Index; 4]; 4]) {
             let body = json!({ "model": "m", "messages": messages, "tools": [1], "seed": 7, "cache_salt": "s" });
             let messages: Vec<_> =
@@ -269,9 +247,11 @@ mod tests {
             assert_eq!(plain, salted("null"), "{key}");
         }
         assert_eq!(shared(&plain, &read_with(settings(8), COMPLETIONS, &body("")).unwrap()), 0);
-        let of =
-            |tenant: &'static str| Settings { tenant: Some(HeaderValue::from_static(tenant)), ..settings(8) };
-        let [a, b] = ["a", "b"].map(|tenant| read_with(of(tenant), CHAT, &body("")).unwrap());
+        let of = |tenant| {
+            let reading = Reading { blocks: Some(settings(8)), ..Reading::default() };
+            reading.of_tenant(Some(&HeaderValue::from_static(tenant))).blocks.unwrap()
+        };
+        let [a, b] = ["a", "b"].map(|tenant| read_with(of(tenant), CHAT, body("")).unwrap());
         assert_eq!((shared(&plain, &a), shared(&a, &b)), (0, 0));
         let other = Settings { secret: Secret::new([0; 4]), ..settings(8) };
         assert_eq!(shared(&plain, &read_with(other, CHAT, &body("")).unwrap()), 0);
@@ -296,6 +276,11 @@ mod tests {
             assert_eq!(plain, with(CHAT, &format!(r#","{field}":null"#)), "{field}");
         }
         assert_ne!(with(CHAT, r#","system":"a""#), with(CHAT, r#","instructions":"a""#));
+        let input = |field: &str| read("/v1/responses", format!("{{{field}}}"));
+        assert_ne!(
+            input(r#""instructions":["x","a"],"input":"b""#),
+            input(r#""instructions":["x"],"input":["a","b"]"#)
+        );
     }
 
     #[test]
@@ -304,51 +289,6 @@ mod tests {
         let body = r#"{"trace_id":"7","messages":[{"name":null,"role":"user","content":"hello","cache_control":{}}],
             "stream":true,"temperature":0.5,"max_tokens":9,"user":"u","tools":null,"tool_choice":"auto","chat_template":null}"#;
         assert_eq!(read(CHAT, body), plain);
-    }
-
-    #[test]
-    fn a_text_is_a_list_of_one_and_markers_of_caching_move_freely() {
-        let plain = chat(&json!([{ "role": "user", "content": "hello" }]));
-        for kind in ["text", "input_text", "output_text"] {
-            let part = json!({ "type": kind, "text": "hello", "cache_control": { "type": "ephemeral" }, "annotations": [] });
-            assert_eq!(chat(&json!([{ "role": "user", "content": [part] }])), plain, "{kind}");
-            let part = json!({ "text": "hello", "type": kind });
-            assert_eq!(chat(&json!([{ "content": [part], "role": "user" }])), plain, "{kind}");
-        }
-        let result = |part: Value| chat(&json!([{ "role": "user", "content": [part] }]));
-        let marked = json!({ "type": "tool_result", "content": [{ "type": "text", "text": "42" }], "cache_control": {} });
-        assert_eq!(result(json!({ "type": "tool_result", "content": "42" })), result(marked));
-    }
-
-    #[test]
-    fn an_image_is_its_hash_however_large_it_is() {
-        let image = |url: &str| {
-            let part = json!({ "type": "image_url", "image_url": { "url": url } });
-            chat(&json!([{ "role": "user", "content": [part, { "type": "text", "text": "What is this?" }] }]))
-        };
-        let (small, large) = (image("a"), image(&"a".repeat(10_000)));
-        assert!((4096..4200).contains(&small.bytes), "{}", small.bytes);
-        assert_eq!(small.bytes, large.bytes);
-        assert!(
-            (1..20).contains(&shared(&small, &large)),
-            "all that is before it, and nothing from there on"
-        );
-        assert_eq!(small, image("a"));
-        let within = json!({ "type": "tool_result", "content": [{ "type": "image", "source": { "data": "a".repeat(10_000) } }] });
-        assert!(chat(&json!([{ "role": "user", "content": [within] }])).bytes < 4300);
-    }
-
-    #[test]
-    fn more_fields_than_are_told_apart_are_still_told() {
-        let message = |last: u32| {
-            let fields: Vec<_> = (0..20).map(|n| format!(r#""field{n}":1"#)).collect();
-            format!(r#"{{"role":"user","content":"x",{},"last":{last}}}"#, fields.join(","))
-        };
-        for (before, after) in [("", ""), (r#"{"role":"user","content":["#, "]}")] {
-            let read = |last| read(CHAT, &format!(r#"{{"messages":[{before}{}{after}]}}"#, message(last)));
-            assert_ne!(read(1).keys.last(), read(2).keys.last());
-            assert_eq!(read(1), read(1));
-        }
     }
 
     #[test]
