@@ -3,6 +3,7 @@
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use kvway::config;
 use kvway::proxy::key::Secret;
+use kvway::proxy::prefix::Settings;
 use kvway::proxy::prompt::{self, Reading};
 use kvway::state::hotness::Hotness;
 use kvway::state::tokens::{Counters, PromptKey, TokenCache, Tokens};
@@ -16,7 +17,7 @@ const WINDOW: Duration = Duration::from_mins(5);
 const THRESHOLD: usize = 10;
 const KEYS_MAX: usize = 100_000;
 const TOKENS: [usize; 2] = [256, 32 * 1024];
-const BODY_BYTES: [usize; 4] = [1 << 10, 16 << 10, 128 << 10, 1 << 20];
+const BODY_BYTES: [usize; 5] = [1 << 10, 16 << 10, 128 << 10, 512 << 10, 1 << 20];
 
 /// The `number`th key, spread over all keys as hashes are.
 fn key(number: u64) -> PromptKey {
@@ -107,19 +108,24 @@ fn chat(bytes: usize, escapes: bool) -> Vec<u8> {
 /// What a request with the filter on does before its backend is chosen, stage by stage and as a whole.
 fn prompts(criterion: &mut Criterion) {
     const PATH: &str = "/v1/chat/completions";
-    let secret = Some(Secret::new([1, 2, 3, 4]));
+    let key = Secret::new([1, 2, 3, 4]);
+    let config::Prefix { block_bytes, blocks_max, .. } = config::Prefix::default();
+    let blocks = Some(Settings { secret: key, block_bytes, blocks_max, tenant: None });
+    let secret = Some(key);
     let readings = [
         ("off", Reading::default()),
-        ("keys", Reading { secret, text: false }),
-        ("keys-and-text", Reading { secret, text: true }),
+        ("blocks", Reading { secret: None, text: false, blocks: blocks.clone() }),
+        ("keys", Reading { secret, text: false, blocks: None }),
+        ("keys-and-text", Reading { secret, text: true, blocks: None }),
+        ("all", Reading { secret, text: true, blocks }),
     ];
     let mut group = criterion.benchmark_group("prompt/parse");
     for (kind, escapes) in [("plain", false), ("escaped", true)] {
         for bytes in BODY_BYTES {
             let body = chat(bytes, escapes);
-            assert!(prompt::parse(&body, PATH, Reading::default()).stream, "the whole body is understood");
+            assert!(prompt::parse(&body, PATH, &Reading::default()).stream, "the whole body is understood");
             group.throughput(Throughput::Bytes(body.len() as u64));
-            for (name, reading) in readings {
+            for (name, reading) in &readings {
                 let id = BenchmarkId::new(format!("{kind}/{name}"), format!("{}KiB", bytes >> 10));
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| prompt::parse(black_box(&body), PATH, reading));
@@ -134,11 +140,11 @@ fn prompts(criterion: &mut Criterion) {
     let secret = Secret::new([1, 2, 3, 4]);
     for bytes in BODY_BYTES {
         let body = chat(bytes, false);
-        let known = prompt::parse(&body, PATH, readings[2].1);
+        let known = prompt::parse(&body, PATH, &readings[3].1);
         cache.insert(known.key(&secret, "m"), tokens(bytes / 4), now);
         group.bench_function(format!("{}KiB", bytes >> 10), |bencher| {
             bencher.iter(|| {
-                let prompt = prompt::parse(black_box(&body), PATH, readings[2].1);
+                let prompt = prompt::parse(black_box(&body), PATH, &readings[3].1);
                 let hot = prompt.text_key(&secret, "m").map(|key| hotness.record(key, now));
                 (hot, cache.get(prompt.key(&secret, "m"), now).expect("known"))
             });

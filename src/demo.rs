@@ -169,11 +169,16 @@ impl Visitor {
         self.ask(&client, "again: LMCache knows where", &question).await?;
         happened(controller, "/pin", 1).await?;
         self.ask(&client, "and again", &question).await?;
+        let goes_on = goes_on(&question);
+        self.ask(&client, "the conversation goes on", &goes_on).await?;
         controller.prefer(Some("vllm-9"));
         self.ask(&client, "LMCache names a stranger", &question).await?;
         controller.prefer(None);
         let long = "kvway ".repeat(LONG_PROMPT_BYTES / 6);
-        self.ask(&client, "chat with a 1 MiB prompt", &chat(&long, false)).await?;
+        let (long, other) = (chat(&long, false), chat(&"Tell me of trees. ".repeat(400), false));
+        let long = self.ask(&client, "chat with a 1 MiB prompt", &long);
+        let other = self.ask(&client, "another prompt, meanwhile", &other);
+        tokio::try_join!(long, other)?;
         self.ask(&client, "chat, streamed", &chat("Tell me slowly.", true)).await?;
         self.ask(&client, "a model that nobody serves", &json!({"model": "none", "messages": []})).await?;
         let tokenized: u64 = engines.iter().map(|engine| engine.stats().served("/tokenize")).sum();
@@ -265,6 +270,16 @@ fn chat(text: &str, stream: bool) -> Value {
         json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": stream});
     if stream {
         body["stream_options"] = json!({"include_usage": true});
+    }
+    body
+}
+
+/// The next turn of the conversation that `body` begins.
+fn goes_on(body: &Value) -> Value {
+    let mut body = body.clone();
+    if let Some(messages) = body["messages"].as_array_mut() {
+        messages.push(json!({"role": "assistant", "content": "It keeps what was computed of a prompt."}));
+        messages.push(json!({"role": "user", "content": "And who else has it?"}));
     }
     body
 }

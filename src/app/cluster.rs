@@ -8,7 +8,7 @@ use crate::background::load::LoadService;
 use crate::background::{probe, strategy};
 use crate::clients::breaker::Breaker;
 use crate::clients::lmcache::Lmcache;
-use crate::config::{self, Config, Policy};
+use crate::config::{self, CAPACITY_TOKENS, Config, HashBy, Policy};
 use crate::metrics::Metrics;
 use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
@@ -16,13 +16,16 @@ use crate::proxy::hint::{Hints, Why};
 use crate::proxy::key::Secret;
 use crate::proxy::peer::{FOLLOWED, Rules};
 use crate::proxy::upstream::Upstream;
+use crate::state::blocks::Blocks;
 use crate::state::fleet::Fleet;
 use crate::state::flights::Flights;
 use crate::state::hotness::Hotness;
 use crate::state::inbox::Inbox;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::load::Loads;
+use crate::state::ratio::Ratios;
 use crate::state::tokens::{Counters, TokenCache};
+use crate::state::trust::Trust;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -43,6 +46,9 @@ pub(super) fn build(
     let resolve_period = probe::resolve_period(&fleet);
     let of_backend =
         |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
+    let capacity = |backend: &config::Backend| backend.capacity_tokens.unwrap_or(CAPACITY_TOKENS);
+    let capacities: Vec<usize> = cluster.backends.iter().map(capacity).collect();
+    let routing = metrics.routing(&cluster.name);
     Ok(Cluster {
         rules: Rules {
             policy: cluster.policy,
@@ -56,6 +62,10 @@ pub(super) fn build(
             .transpose()?,
         decision_header: cluster.decision_header,
         hash_header: cluster.hash_header.clone(),
+        hash_prefix_blocks: (cluster.hash_by == HashBy::Prefix).then_some(cluster.hash_prefix_blocks),
+        blocks: Arc::new(Blocks::new(&capacities)),
+        trust: Trust::new(cluster.backends.len()),
+        ratios: Ratios::new(routing.models_forgotten.clone()),
         balancer: Arc::new(Balancer::new(
             cluster.balancing(),
             backends,
@@ -162,7 +172,7 @@ fn hints(
         tokenizer_breaker: breaker("tokenizer"),
         instances: instances.map(|(index, backend)| (instance(backend), index)).collect(),
         lookups: Flights::default(),
-        awaited: cluster.policy == Policy::LmcacheOnly,
+        awaited: cluster.policy == Policy::LmcacheOnly || cluster.policy.weighs_caches(),
         metrics,
         told: AtomicBool::new(false),
         config,

@@ -3,6 +3,7 @@
 //! Called by `main` and `demo`, and by the integration tests, which serve connections themselves.
 
 mod cluster;
+mod status;
 
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
@@ -10,13 +11,14 @@ use crate::background::jobs::JobsService;
 use crate::background::load::LoadService;
 use crate::background::models::{ModelsService, Source};
 use crate::background::readiness::Readiness;
-use crate::config::{self, Config, ListenerTls};
+use crate::config::{self, Balancing, Config, HashBy, ListenerTls};
 use crate::metrics::Metrics;
 use crate::proxy::Gateway;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
 use crate::proxy::guard::{Connections, Guard};
 use crate::proxy::key::Secret;
+use crate::proxy::prefix;
 use crate::proxy::prompt::Reading;
 use crate::proxy::retry::RetryBudget;
 use crate::proxy::route::Routes;
@@ -40,11 +42,9 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
-use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// What a client may send on one HTTP/2 stream, and on one connection, before it must wait: enough for a long prompt to
 /// arrive without a round trip per 64 KiB.
@@ -169,6 +169,7 @@ impl App {
             clusters: self.clusters.clone(),
             routes: Routes::new(&self.config.routes, index),
             reading: self.reading(),
+            tenant_header: self.config.prefix.tenant_header.clone(),
             retry_budget: RetryBudget::new(self.config.retries.budget_ratio),
             budget: Arc::clone(&self.budget),
             models: Arc::clone(&self.models),
@@ -195,7 +196,17 @@ impl App {
     fn reading(&self) -> Reading {
         let on =
             || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
-        Reading { secret: on().next().map(|_| self.secret), text: on().any(pins) }
+        Reading {
+            secret: on().next().map(|_| self.secret),
+            text: on().any(pins),
+            blocks: self.config.clusters.iter().any(needs_blocks).then(|| self.blocks()),
+        }
+    }
+
+    /// How prompts are cut into blocks.
+    fn blocks(&self) -> prefix::Settings {
+        let config::Prefix { block_bytes, blocks_max, .. } = self.config.prefix;
+        prefix::Settings { secret: self.secret, block_bytes, blocks_max, tenant: None }
     }
 
     /// The service that keeps the model list.
@@ -241,59 +252,6 @@ impl App {
     /// Writes what waits of the access log, and closes it.
     pub fn close_access_log(&self) {
         self.access_log.close();
-    }
-
-    fn render_metrics(&self) -> String {
-        let gauges = &self.metrics.gauges;
-        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        for cluster in &self.clusters {
-            if let Some(hints) = &cluster.hints {
-                hints.render_metrics(Instant::now());
-            }
-            for backend in cluster.fleet.backends() {
-                let labels = [cluster.name(), backend.id.as_str()];
-                let load = backend.load();
-                gauges.backend_healthy.with_label_values(&labels).set(i64::from(backend.is_healthy()));
-                gauges.backend_requests.with_label_values(&labels).set(gauge(load.requests));
-                let pending = gauges.backend_pending_prompt_bytes.with_label_values(&labels);
-                pending.set(gauge(load.pending_prompt_bytes));
-            }
-        }
-        gauges.buffered_bytes.set(gauge(self.budget.used()));
-        gauges.requests_in_flight.set(gauge(self.lifecycle.in_flight()));
-        gauges.connections.set(gauge(self.connections.count()));
-        self.metrics.to_text().unwrap_or_else(|error| format!("# {error}\n"))
-    }
-
-    fn render_state(&self) -> String {
-        let clusters = self.clusters.iter().map(|cluster| {
-            let backends = cluster.fleet.backends().iter().map(|backend| {
-                let load = backend.load();
-                json!({
-                    "id": backend.id,
-                    "address": backend.address,
-                    "resolved": backend.resolved(),
-                    "weight": backend.weight,
-                    "healthy": backend.is_healthy(),
-                    "requests_in_flight": load.requests,
-                    "pending_prompt_bytes": load.pending_prompt_bytes,
-                })
-            });
-            json!({
-                "name": cluster.name(),
-                "policy": cluster.rules.policy,
-                "backends": backends.collect::<Vec<_>>(),
-            })
-        });
-        let state = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "phase": format!("{:?}", self.lifecycle.phase()).to_ascii_lowercase(),
-            "requests_in_flight": self.lifecycle.in_flight(),
-            "connections": self.connections.count(),
-            "buffered_bytes": self.budget.used(),
-            "clusters": clusters.collect::<Vec<_>>(),
-        });
-        format!("{state:#}\n")
     }
 
     /// Runs until a signal ends the process; `upgrade`: takes the listeners over from a running process first.
@@ -429,6 +387,12 @@ impl App {
         }
         Ok(services)
     }
+}
+
+/// Whether it matters what prompts begin with.
+fn needs_blocks(cluster: &config::Cluster) -> bool {
+    let hashed = cluster.balancing() == Balancing::ConsistentHash && cluster.hash_by == HashBy::Prefix;
+    cluster.policy.weighs_caches() || hashed
 }
 
 /// Whether it matters which prompts are hot.

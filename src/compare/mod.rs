@@ -88,8 +88,8 @@ pub async fn run(plan: &Plan) -> Result<Report, CompareError> {
     let repeated = Phase::new(&tally, seen(start.as_ref(), counted.as_ref()));
 
     if !filter {
-        let off = "the KV-cache filter is off for this model (`kvcache.enabled`, `token_cache.enabled` and `policy` of \
-                   its cluster): repeated prompts are balanced as any other";
+        let off = "LMCache is not asked about this model's prompts (`kvcache.enabled`, `token_cache.enabled` and `policy` of \
+                   its cluster): repeated ones go where the policy alone sends them";
         warnings.insert(0, off.to_owned());
     }
     let model = sender.model().to_owned();

@@ -123,10 +123,11 @@ impl Plan {
     }
 }
 
-/// Whether a prompt that is known goes where it is cached.
+/// Whether LMCache is asked where a prompt that is known is cached, and followed.
 fn routes_by_caches(cluster: &Cluster) -> bool {
     let kvcache = &cluster.kvcache;
-    cluster.policy == Policy::LmcacheOnly && kvcache.enabled && kvcache.token_cache.enabled
+    let follows = cluster.policy.weighs_caches() || cluster.policy == Policy::LmcacheOnly;
+    follows && kvcache.enabled && kvcache.token_cache.enabled
 }
 
 /// Where to connect to, to reach what listens at an address.

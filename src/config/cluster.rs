@@ -29,13 +29,19 @@ pub struct Cluster {
     /// The health check.
     #[serde(default)]
     pub health: Health,
-    /// The header that `consistent_hash` hashes; `None` = the client address.
+    /// The header that `consistent_hash` hashes, such as one that names the session; `None` = none.
     #[serde(
         default,
         deserialize_with = "names::optional::<_, names::Header, _>",
         serialize_with = "names::write_header"
     )]
     pub hash_header: Option<HeaderName>,
+    /// What `consistent_hash` hashes where a request has no such header.
+    #[serde(default)]
+    pub hash_by: HashBy,
+    /// Blocks of a prompt that `hash_by: prefix` hashes; a shorter prompt is hashed as far as it has whole blocks.
+    #[serde(default = "hash_prefix_blocks", deserialize_with = "values::integer::<1, 4096, _>")]
+    pub hash_prefix_blocks: usize,
     /// How often `/v1/models` is fetched from the backends.
     #[serde(
         default = "models_period",
@@ -55,15 +61,21 @@ pub struct Cluster {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// In turn, by weight.
+    /// The backend with the least predicted marginal cost: what waits there, and what this prompt adds for everybody there.
     #[default]
+    Pmc,
+    /// The backend with the least product of waiting tokens and requests (`LMetric`).
+    Lmetric,
+    /// The backend with the fewest requests in flight.
+    LeastRequests,
+    /// Of two backends by chance, the one with fewer requests in flight.
+    PowerOfTwo,
+    /// The same session, client or prefix to the same backend.
+    ConsistentHash,
+    /// In turn, by weight.
     RoundRobin,
     /// At random, by weight.
     Random,
-    /// The same client, or the same value of a header, to the same backend.
-    ConsistentHash,
-    /// The backend with the fewest requests in flight.
-    LeastRequests,
     /// The backend at which LMCache has the most of the prompt, else as `fallback` says.
     LmcacheOnly,
 }
@@ -81,17 +93,40 @@ pub enum Balancing {
     ConsistentHash,
     /// As [`Policy::LeastRequests`].
     LeastRequests,
+    /// As [`Policy::PowerOfTwo`].
+    PowerOfTwo,
+}
+
+/// What `consistent_hash` goes by where a request has no `hash_header`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashBy {
+    /// The client's address.
+    #[default]
+    Client,
+    /// The first blocks of the prompt, `hash_prefix_blocks` of them; the client's address where there is none.
+    Prefix,
+}
+
+impl Policy {
+    /// Whether it goes by how much of a prompt each backend has cached.
+    #[must_use]
+    pub fn weighs_caches(self) -> bool {
+        matches!(self, Self::Pmc | Self::Lmetric)
+    }
 }
 
 impl Cluster {
-    /// The rule by which Pingora's own balancer, or the books, choose: the policy, or its fallback.
+    /// The rule by which Pingora's own balancer, or the books, choose: the policy, or what stands in for it where it has
+    /// nothing to go by.
     #[must_use]
     pub fn balancing(&self) -> Balancing {
         match self.policy {
             Policy::RoundRobin => Balancing::RoundRobin,
             Policy::Random => Balancing::Random,
             Policy::ConsistentHash => Balancing::ConsistentHash,
-            Policy::LeastRequests => Balancing::LeastRequests,
+            Policy::LeastRequests | Policy::Pmc | Policy::Lmetric => Balancing::LeastRequests,
+            Policy::PowerOfTwo => Balancing::PowerOfTwo,
             Policy::LmcacheOnly => self.fallback,
         }
     }
@@ -110,6 +145,10 @@ pub struct Backend {
     /// The share of requests relative to the other backends.
     #[serde(default = "one", deserialize_with = "values::integer::<1, 1000, _>")]
     pub weight: usize,
+    /// Tokens that its KV cache holds, with all tiers that are worth going to; `None` = what the engine reports of its own,
+    /// else [`CAPACITY_TOKENS`].
+    #[serde(default, deserialize_with = "names::optional::<_, names::Tokens, _>")]
+    pub capacity_tokens: Option<usize>,
     /// The name by which LMCache knows it; `None` = its `id`.
     #[serde(default, deserialize_with = "names::optional::<_, names::ShortText, _>")]
     pub lmcache_instance_id: Option<String>,
@@ -178,6 +217,13 @@ impl Default for Health {
             successes: 1,
         }
     }
+}
+
+/// Tokens that a backend's cache is taken to hold while nobody says otherwise.
+pub const CAPACITY_TOKENS: usize = 500_000;
+
+fn hash_prefix_blocks() -> usize {
+    4
 }
 
 fn one() -> usize {

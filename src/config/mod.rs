@@ -8,7 +8,7 @@
 //! | `substitute.rs` | `${NAME}` → stand-in, and after the next step → value |
 //! | `tree.rs` | YAML → a tree that knows its lines |
 //! | `reader.rs` | tree → types; unknown, missing and doubled keys |
-//! | `server.rs`, `limits.rs`, `cluster.rs`, `kvcache.rs`, `route.rs` | the sections: fields, defaults, bounds |
+//! | `server.rs`, `limits.rs`, `prefix.rs`, `cluster.rs`, `kvcache.rs`, `route.rs` | the sections: fields, defaults, bounds |
 //! | `values.rs`, `names.rs`, `secret.rs` | how single values are written |
 //! | `check/`, `spot.rs` | what no single value can know: unique names, routes that lead somewhere |
 //! | `pem.rs` | the certificates and keys that the file names |
@@ -25,6 +25,7 @@ mod limits;
 mod names;
 mod pem;
 mod pixiu;
+mod prefix;
 mod reader;
 mod route;
 mod secret;
@@ -38,11 +39,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use cluster::{Backend, BackendTls, Balancing, Cluster, Health, Policy};
+pub use cluster::{Backend, BackendTls, Balancing, CAPACITY_TOKENS, Cluster, HashBy, Health, Policy};
 pub use error::ConfigError;
 pub use kvcache::{CacheStrategy, CircuitBreaker, EvictWith, KvCache, LmcacheApi, Retry, TokenCache};
 pub use limits::{Limits, Retries, RetryOn, Timeouts};
 pub use pixiu::Imported;
+pub use prefix::Prefix;
 pub use route::{ModelPattern, Route};
 pub use secret::Secret;
 pub use server::{AccessLog, Admin, Level, Listener, ListenerTls, Log, Server};
@@ -76,6 +78,9 @@ pub struct Config {
     /// When a request is tried again.
     #[serde(default)]
     pub retries: Retries,
+    /// How prompts are cut into blocks.
+    #[serde(default)]
+    pub prefix: Prefix,
     /// What is logged.
     #[serde(default)]
     pub log: Log,

@@ -4,8 +4,10 @@
 //! the rest from enumerations; nothing that a client sends becomes a label.
 
 mod kvcache;
+mod routing;
 
 pub use kvcache::{By, HotnessMetrics, KvCacheMetrics, TokenCacheMetrics};
+pub use routing::RoutingMetrics;
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -54,6 +56,7 @@ pub struct Metrics {
     /// State read at the moment of the scrape.
     pub gauges: Gauges,
     kvcache: kvcache::KvCacheVecs,
+    routing: routing::RoutingVecs,
 }
 
 /// Gauges that are set from the state when the metrics are read.
@@ -62,8 +65,8 @@ pub struct Gauges {
     pub backend_healthy: IntGaugeVec,
     /// Tries in flight at the backend.
     pub backend_requests: IntGaugeVec,
-    /// Prompt bytes sent to the backend whose first token has not come back.
-    pub backend_pending_prompt_bytes: IntGaugeVec,
+    /// Uncached prompt tokens sent to the backend whose first token has not come back.
+    pub backend_pending_tokens: IntGaugeVec,
     /// Body bytes held by the process.
     pub buffered_bytes: prometheus::IntGauge,
     /// Requests in flight.
@@ -174,6 +177,7 @@ impl Metrics {
             )?,
             gauges: make.gauges()?,
             kvcache: kvcache::KvCacheVecs::new(&make)?,
+            routing: routing::RoutingVecs::new(&make)?,
             registry: registry.clone(),
         };
         make.process()?;
@@ -223,6 +227,12 @@ impl Metrics {
     #[must_use]
     pub fn kvcache(&self, cluster: &str) -> KvCacheMetrics {
         self.kvcache.cluster(cluster)
+    }
+
+    /// The handles of one cluster's routing.
+    #[must_use]
+    pub fn routing(&self, cluster: &str) -> RoutingMetrics {
+        self.routing.cluster(cluster)
     }
 
     /// Everything in the Prometheus text format.
@@ -297,9 +307,9 @@ impl Maker<'_> {
                 backend,
             )?,
             backend_requests: self.gauge_vec("backend_requests_in_flight", "Tries in flight.", backend)?,
-            backend_pending_prompt_bytes: self.gauge_vec(
-                "backend_pending_prompt_bytes",
-                "Prompt bytes sent whose first token has not come back.",
+            backend_pending_tokens: self.gauge_vec(
+                "backend_pending_tokens",
+                "Uncached prompt tokens sent whose first token has not come back.",
                 backend,
             )?,
             buffered_bytes: self.gauge("buffered_bytes", "Request body bytes held by the process.")?,

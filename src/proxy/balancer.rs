@@ -9,16 +9,14 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
-use pingora_load_balancing::selection::{BackendIter, BackendSelection, Consistent, Random, RoundRobin};
+use pingora_load_balancing::selection::{BackendIter, BackendSelection, Consistent, RoundRobin};
 use pingora_load_balancing::{Backends, LoadBalancer};
 use std::time::Duration;
 
 /// The balancer of one cluster.
 pub enum Balancer {
-    /// In turn; also behind `least_requests`, whose ties it breaks.
+    /// In turn; also behind the policies that go by load or by chance, whose ties it breaks.
     RoundRobin(LoadBalancer<RoundRobin>),
-    /// By chance.
-    Random(LoadBalancer<Random>),
     /// A ketama ring.
     Consistent(LoadBalancer<Consistent>),
 }
@@ -48,10 +46,9 @@ impl Balancer {
         resolve_period: Option<Duration>,
     ) -> Self {
         match balancing {
-            Balancing::RoundRobin | Balancing::LeastRequests => {
+            Balancing::RoundRobin | Balancing::LeastRequests | Balancing::PowerOfTwo | Balancing::Random => {
                 Self::RoundRobin(running(backends, health_period, resolve_period))
             }
-            Balancing::Random => Self::Random(running(backends, health_period, resolve_period)),
             Balancing::ConsistentHash => Self::Consistent(running(backends, health_period, resolve_period)),
         }
     }
@@ -60,7 +57,6 @@ impl Balancer {
     pub async fn resolve(&self) {
         let outcome = match self {
             Self::RoundRobin(balancer) => balancer.update().await,
-            Self::Random(balancer) => balancer.update().await,
             Self::Consistent(balancer) => balancer.update().await,
         };
         debug_assert!(outcome.is_ok(), "the resolver does not fail");
@@ -70,7 +66,6 @@ impl Balancer {
     pub async fn check_health(&self) {
         let backends = match self {
             Self::RoundRobin(balancer) => balancer.backends(),
-            Self::Random(balancer) => balancer.backends(),
             Self::Consistent(balancer) => balancer.backends(),
         };
         backends.run_health_check(true).await;
@@ -84,7 +79,6 @@ impl Balancer {
         let accepts = |backend: &_, _healthy| index(backend).is_some_and(&accept);
         let backend = match self {
             Self::RoundRobin(balancer) => balancer.select_with(key, draws_max, accepts),
-            Self::Random(balancer) => balancer.select_with(key, draws_max, accepts),
             Self::Consistent(balancer) => balancer.select_with(key, draws_max, accepts),
         };
         backend.as_ref().and_then(index)
@@ -96,7 +90,6 @@ impl BackgroundService for Balancer {
     async fn start_with_ready_notifier(&self, shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         match self {
             Self::RoundRobin(balancer) => balancer.run(shutdown, Some(ready)).await,
-            Self::Random(balancer) => balancer.run(shutdown, Some(ready)).await,
             Self::Consistent(balancer) => balancer.run(shutdown, Some(ready)).await,
         }
     }

@@ -3,15 +3,21 @@
 //! Built by `app`, shared by all requests. Holds no state of its own.
 
 use super::balancer::Balancer;
+use super::demand::Demand;
 use super::hint::{Hint, Hints};
-use super::peer::{self, Candidate, Peer, Rules};
+use super::peer::{Candidate, Rules};
 use super::upstream::Upstream;
 use crate::config::Balancing;
 use crate::metrics::{BackendMetrics, ClusterMetrics};
-use crate::state::fleet::Fleet;
+use crate::state::blocks::Blocks;
+use crate::state::fleet::{Backend, Fleet};
+use crate::state::ratio::Ratios;
+use crate::state::trust::Trust;
 use http::HeaderName;
-use pingora_proxy::Session;
+use pingora::http::RequestHeader;
+use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// How many draws a pick may take, per backend: selections by chance and by weight repeat themselves.
 const DRAWS_PER_BACKEND: usize = 8;
@@ -24,10 +30,18 @@ pub struct Cluster {
     pub hints: Option<Hints>,
     /// Whether answers tell which backend was chosen, and why.
     pub decision_header: bool,
-    /// The header whose value `consistent_hash` goes by; without it the client's address.
+    /// The header whose value `consistent_hash` goes by.
     pub hash_header: Option<HeaderName>,
+    /// The blocks of the prompt that it goes by without that header; `None` = it goes by the client's address.
+    pub hash_prefix_blocks: Option<usize>,
     /// The backends and their books.
     pub fleet: Arc<Fleet>,
+    /// What the backends are believed to have cached, from what was sent to them.
+    pub blocks: Arc<Blocks>,
+    /// How far what is believed has come true.
+    pub trust: Trust,
+    /// Tokens per byte of each model's prompts.
+    pub ratios: Ratios,
     /// Pingora's selection over the same backends.
     pub balancer: Arc<Balancer>,
     /// The way to each backend, by index.
@@ -45,49 +59,77 @@ impl Cluster {
         &self.fleet.cluster
     }
 
-    /// The backends that may take a try now: healthy, with a known address, not among `tried`. Where none is left and
-    /// `same_allowed`, those that were tried count too (a connection that had gone stale says nothing of the backend).
+    /// Whether a backend is left that may take a try; see [`Self::candidates`].
     #[must_use]
-    pub fn candidates(&self, tried: &[usize], same_allowed: bool) -> Vec<Candidate> {
-        let healthy = |fresh_only: bool| -> Vec<Candidate> {
-            let backends = self.fleet.backends().iter();
-            let free = backends.filter(|backend| {
-                backend.is_healthy()
-                    && backend.resolved().is_some()
-                    && !(fresh_only && tried.contains(&backend.index))
-            });
-            free.map(|backend| Candidate {
-                index: backend.index,
-                requests: backend.load().requests,
-                weight: backend.weight,
-            })
-            .collect()
-        };
-        let fresh = healthy(true);
-        if fresh.is_empty() && same_allowed { healthy(false) } else { fresh }
+    pub fn has_candidate(&self, tried: &[usize], same_allowed: bool) -> bool {
+        self.fleet
+            .backends()
+            .iter()
+            .any(|backend| takes_requests(backend) && (same_allowed || !tried.contains(&backend.index)))
     }
 
-    /// What `consistent_hash` goes by; empty where nothing is hashed.
+    /// The backends that may take a try now: present, with a known address, not among `tried`. Where none is left and
+    /// `same_allowed`, those that were tried count too (a connection that had gone stale says nothing of the backend).
+    /// Each with its load at `now` and with what it would have to compute for `demand`.
     #[must_use]
-    pub fn hash_key(&self, session: &Session) -> Vec<u8> {
+    pub fn candidates(
+        &self,
+        tried: &[usize],
+        same_allowed: bool,
+        demand: &Demand,
+        hint: &Hint,
+        now: Instant,
+    ) -> Vec<Candidate> {
+        let held =
+            if self.rules.policy.weighs_caches() { self.blocks.held(&demand.keys) } else { Vec::new() };
+        let candidate = |backend: &Arc<Backend>| {
+            let (index, load) = (backend.index, backend.load(now));
+            let said = demand.said(index, held.get(index).copied().unwrap_or_default(), hint);
+            let cached = Demand::believe(said, index, &self.trust);
+            Candidate {
+                index,
+                requests: load.requests,
+                pending_tokens: load.pending_tokens,
+                uncached_tokens: demand.tokens - cached.tokens,
+                weight: backend.weight,
+                said,
+                source: cached.source,
+            }
+        };
+        let present = || self.fleet.backends().iter().filter(|backend| takes_requests(backend));
+        let fresh: Vec<_> =
+            present().filter(|backend| !tried.contains(&backend.index)).map(candidate).collect();
+        if fresh.is_empty() && same_allowed { present().map(candidate).collect() } else { fresh }
+    }
+
+    /// What `consistent_hash` goes by: the session, the prompt's prefix or the client; empty where nothing is hashed.
+    #[must_use]
+    pub fn hash_key(&self, request: &RequestHeader, client: Option<IpAddr>, demand: &Demand) -> Vec<u8> {
         if self.rules.balancing != Balancing::ConsistentHash {
             return Vec::new();
         }
-        let header = self.hash_header.as_ref().and_then(|name| session.req_header().headers.get(name));
-        let address =
-            || session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip().to_string());
-        match header {
-            Some(value) => value.as_bytes().to_vec(),
-            None => address().unwrap_or_default().into_bytes(),
+        if let Some(value) = self.hash_header.as_ref().and_then(|name| request.headers.get(name)) {
+            return value.as_bytes().to_vec();
+        }
+        let prefix = self.hash_prefix_blocks.and_then(|blocks| {
+            // A key stands for all blocks up to its own.
+            demand.keys.get(blocks.min(demand.keys.len()).checked_sub(1)?)
+        });
+        match prefix {
+            Some(key) => key.0.to_le_bytes().to_vec(),
+            None => client.map(|client| client.to_string()).unwrap_or_default().into_bytes(),
         }
     }
 
-    /// Chooses the backend of a try.
+    /// What Pingora's balancer would take among `candidates`.
     #[must_use]
-    pub fn choose(&self, candidates: &[Candidate], hint: &Hint, hash_key: &[u8]) -> Option<Peer> {
+    pub fn pick(&self, candidates: &[Candidate], hash_key: &[u8]) -> Option<usize> {
         let draws_max = self.upstreams.len() * DRAWS_PER_BACKEND;
         let is_candidate = |index| candidates.iter().any(|candidate| candidate.index == index);
-        let pick = self.balancer.pick(hash_key, draws_max, is_candidate);
-        peer::choose(self.rules, candidates, hint, pick)
+        self.balancer.pick(hash_key, draws_max, is_candidate)
     }
+}
+
+fn takes_requests(backend: &Backend) -> bool {
+    backend.absence().is_none() && backend.resolved().is_some()
 }

@@ -40,6 +40,8 @@ pub struct Hint {
     pub matches: Vec<Match>,
     /// Why there are none.
     pub why: Option<Why>,
+    /// Tokens of the prompt, where they have been counted.
+    pub prompt_tokens: Option<usize>,
 }
 
 /// Why a hint was not given, or not followed.
@@ -124,14 +126,14 @@ impl Hint {
     /// No hint.
     #[must_use]
     pub fn none(why: Why) -> Self {
-        Self { matches: Vec::new(), why: Some(why) }
+        Self { matches: Vec::new(), why: Some(why), prompt_tokens: None }
     }
 
     /// A hint at these backends; none of them means that nothing matched.
     #[must_use]
     pub fn of(matches: Vec<Match>) -> Self {
         let why = matches.is_empty().then_some(Why::NoMatch);
-        Self { matches, why }
+        Self { matches, why, prompt_tokens: None }
     }
 }
 
@@ -198,7 +200,7 @@ impl Hints {
             Form::Body | Form::Alone(_) if !self.config.token_cache.enabled => None,
             Form::Body | Form::Alone(_) => self.tokens.get(key, now),
         };
-        let (hint, found) = match &tokens {
+        let (mut hint, found) = match &tokens {
             None => (Hint::none(Why::TokensUnknown), Vec::new()),
             Some(tokens) if tokens.len() < self.config.lookup_tokens_min || tokens.is_empty() => {
                 (Hint::none(Why::TooShort), Vec::new())
@@ -206,6 +208,7 @@ impl Hints {
             Some(_) if !self.awaited => (Hint::none(Why::Policy), Vec::new()),
             Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
         };
+        hint.prompt_tokens = tokens.as_ref().map(|tokens| tokens.len());
         if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
             return (hint, None);
         }

@@ -117,6 +117,16 @@ impl<'a> Json<'a> {
     }
 }
 
+/// The number that `value` is, where it is a whole one that 32 bits hold.
+#[must_use]
+pub fn integer(value: &[u8]) -> Option<u32> {
+    let digit = |number: u32, byte: &u8| {
+        let digit = Some(byte.wrapping_sub(b'0')).filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(u32::from(digit))
+    };
+    value.iter().try_fold(0, digit).filter(|_| !value.is_empty())
+}
+
 /// The text of a JSON string with its quotes, borrowed where it has no escapes; `None` when it is none.
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
@@ -131,28 +141,24 @@ pub fn string(value: &[u8]) -> Option<Cow<'_, str>> {
 const PIECE_BYTES: usize = 1024;
 
 /// The text of a JSON string with its quotes, piece by piece and without copying what has no escapes; nothing when it is no
-/// string. What is no UTF-8, and half a surrogate pair, become U+FFFD.
-pub fn pieces(value: &[u8], mut piece: impl FnMut(&str)) {
+/// string. It is cut at escapes only. What is no UTF-8 stays as it is, half a surrogate pair becomes U+FFFD.
+pub fn pieces(value: &[u8], mut piece: impl FnMut(&[u8])) {
     let mut rest = inner(value).unwrap_or_default();
-    let mut gathered = String::new();
+    let mut gathered = Vec::new();
     loop {
         let plain = memchr(b'\\', rest).unwrap_or(rest.len());
         let (text, escaped) = rest.split_at(plain);
-        let text = match std::str::from_utf8(text) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(text),
-        };
         let is_all = gathered.is_empty() && escaped.is_empty();
         if is_all || gathered.len() + text.len() > PIECE_BYTES {
-            for whole in [gathered.as_str(), &text].into_iter().filter(|whole| !whole.is_empty()) {
+            for whole in [gathered.as_slice(), text].into_iter().filter(|whole| !whole.is_empty()) {
                 piece(whole);
             }
             gathered.clear();
         } else {
-            gathered.push_str(&text);
+            gathered.extend_from_slice(text);
         }
         let Some((character, length)) = unescape(escaped) else { break };
-        gathered.push(character);
+        gathered.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
         rest = escaped.get(length..).unwrap_or_default();
     }
     if !gathered.is_empty() {
@@ -319,9 +325,9 @@ mod tests {
                     c.encode_utf16(&mut [0; 2]).iter().fold(String::new(), |all, unit| format!("{all}\\u{unit:04x}"))
                 }).collect();
             }
-            let mut read = String::new();
-            pieces(written.as_bytes(), |piece| read.push_str(piece));
-            prop_assert_eq!(read, text);
+            let mut read = Vec::new();
+            pieces(written.as_bytes(), |piece| read.extend_from_slice(piece));
+            prop_assert_eq!(read, text.into_bytes());
         }
 
         #[test]
@@ -345,9 +351,9 @@ mod tests {
             (r#""\ud83d\n""#, "\u{fffd}\n"),
             (r#""\u12""#, "\u{fffd}12"),
         ] {
-            let mut read = String::new();
-            pieces(written.as_bytes(), |piece| read.push_str(piece));
-            assert_eq!(read, text, "{written}");
+            let mut read = Vec::new();
+            pieces(written.as_bytes(), |piece| read.extend_from_slice(piece));
+            assert_eq!(read, text.as_bytes(), "{written}");
         }
     }
 }

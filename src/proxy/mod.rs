@@ -3,24 +3,29 @@
 //! | phase of Pingora | here | file |
 //! |---|---|---|
 //! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
-//! | `request_filter` | body in, prompt, route, hint; the body is kept for replay | [`body`], [`prompt`] ([`json`], [`key`]), [`route`], [`hint`], [`replay`] |
-//! | `upstream_peer` (per try) | candidates, the balancer's pick, the choice | [`balancer`], [`peer`] |
+//! | `request_filter` | body in, prompt, route, hint; the body is kept for replay | [`body`], [`prompt`] ([`json`], [`key`]), [`prefix`], [`route`], [`hint`], [`replay`] |
+//! | `upstream_peer` (per try) | candidates, what each has cached, the balancer's pick, the choice | [`cluster`], [`demand`], [`balancer`], [`peer`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
 //! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
 //! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] |
 //! | `fail_to_proxy` | an answer of our own | [`reject`] |
-//! | `logging` | the books are closed, metrics, access log | [`request`] |
+//! | `logging` | the books are closed, metrics, access log | [`ending`] |
+//!
+//! [`request`] is the context that goes with a request from its first phase to its last.
 
 pub mod balancer;
 pub mod body;
 pub mod cluster;
 pub mod connection;
 pub mod deadline;
+pub mod demand;
+pub mod ending;
 pub mod guard;
 pub mod hint;
 pub mod json;
 pub mod key;
 pub mod peer;
+pub mod prefix;
 pub mod prompt;
 pub mod reject;
 pub mod replay;
@@ -41,7 +46,7 @@ use body::Failure;
 use bytes::Bytes;
 use cluster::Cluster;
 use deadline::{Deadlines, Missed};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -80,6 +85,8 @@ pub struct Gateway {
     pub routes: Routes,
     /// How much of a body is to be understood.
     pub reading: Reading,
+    /// The header that names the tenant.
+    pub tenant_header: Option<HeaderName>,
     /// The share of requests that may be retried.
     pub retry_budget: RetryBudget,
     /// The bytes of bodies that may be held.
@@ -121,7 +128,7 @@ impl Gateway {
             .map_err(Stop::Failure)?;
         ctx.body_read(&body.bytes);
         let path = session.req_header().uri.path();
-        ctx.prompt = understand(&body.bytes, path, self.reading).await;
+        ctx.prompt = understand(&body.bytes, path, self.reading_of(session.req_header())).await;
         let index = match self.routes.find(path, ctx.prompt.model.as_deref()) {
             // Which models there are is only not known yet.
             Err(_) if path == MODELS_PATH => return Err(Reject::no_backend().into()),
@@ -135,6 +142,11 @@ impl Gateway {
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
         ctx.install(replay::install(session.as_downstream_mut(), body.bytes, deadlines));
         Ok(())
+    }
+
+    /// How much is read of the body of this request.
+    fn reading_of(&self, request: &RequestHeader) -> Reading {
+        self.reading.of_tenant(self.tenant_header.as_ref().and_then(|name| request.headers.get(name)))
     }
 
     fn model_list(&self, request: &RequestHeader) -> Option<Bytes> {
@@ -177,7 +189,7 @@ impl Gateway {
         }
         let refused = if ctx.tries >= self.retries.tries_max {
             "tries"
-        } else if cluster.candidates(tried, cause == Cause::Stale).is_empty() {
+        } else if !cluster.has_candidate(tried, cause == Cause::Stale) {
             "backends"
         } else if !self.retry_budget.allows(cause) {
             "budget"
@@ -213,10 +225,10 @@ impl Gateway {
 /// Reads the body, away from the async workers where it is long.
 async fn understand(body: &Bytes, path: &str, reading: Reading) -> Prompt {
     if body.len() <= prompt::INLINE_BYTES_MAX {
-        return prompt::parse(body, path, reading);
+        return prompt::parse(body, path, &reading);
     }
     let (body, path) = (body.clone(), path.to_owned());
-    tokio::task::spawn_blocking(move || prompt::parse(&body, &path, reading)).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || prompt::parse(&body, &path, &reading)).await.unwrap_or_default()
 }
 
 #[async_trait]
@@ -247,16 +259,12 @@ impl ProxyHttp for Gateway {
         let Some(cluster) = ctx.cluster.clone() else {
             return Err(none());
         };
-        let candidates = cluster.candidates(&ctx.tried, ctx.last_cause == Some(Cause::Stale));
-        let key = cluster.hash_key(session);
-        let Some(peer) = cluster.choose(&candidates, &ctx.hint, &key) else {
+        let now = Instant::now();
+        let Some((peer, candidate)) = ctx.choose(&cluster, session.req_header(), now) else {
             ctx.reject = Some(Reject::no_backend());
             return Err(none());
         };
-        let Some(connection) = ctx.start_try(&cluster, peer) else {
-            return Err(none());
-        };
-        Ok(connection)
+        ctx.start_try(&cluster, peer, candidate, now).ok_or_else(none)
     }
 
     fn fail_to_connect(
@@ -301,7 +309,7 @@ impl ProxyHttp for Gateway {
         if let Some(decision) = ctx.decision() {
             header.insert_header(DECISION, decision)?;
         }
-        ctx.answer_started(header);
+        ctx.answer_started(header, Instant::now());
         Ok(())
     }
 

@@ -5,37 +5,36 @@
 
 use super::cluster::Cluster;
 use super::deadline::Missed;
+use super::demand::Demand;
 use super::hint::{Abort, Asked, Hint, Why};
-use super::peer::Peer;
+use super::peer::{self, Candidate, Peer};
 use super::prompt::Prompt;
 use super::reject::Reject;
 use super::replay::Installed;
 use super::response::Observer;
 use super::retry::Cause;
 use super::upstream::Client;
-use super::{Gateway, REQUEST_ID, connection};
-use crate::access_log::Entry;
+use super::{REQUEST_ID, connection, ending};
 use crate::config::{Limits, Timeouts};
 use crate::metrics::Metrics;
+use crate::state::blocks::Expected;
 use crate::state::budget::Share;
 use crate::state::fleet::Lease;
 use crate::state::lifecycle::{InFlight, Lifecycle};
 use bytes::Bytes;
+use http::HeaderValue;
 use http::header::AUTHORIZATION;
-use http::{HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longer ids are replaced by one of ours.
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// What a client that left before its answer is logged with; no such status is ever sent.
-const CLIENT_GONE: u16 = 499;
 /// Causes of retries that are kept for the access log.
 const RETRIES_LOGGED_MAX: usize = 16;
 
@@ -47,8 +46,10 @@ pub struct RequestCtx {
     pub id: HeaderValue,
     /// What its body says.
     pub prompt: Prompt,
-    /// Where its prompt is believed to be cached.
+    /// Where LMCache has its prompt.
     pub hint: Hint,
+    /// What its prompt asks of whoever computes it.
+    pub demand: Demand,
     /// Where it is routed to.
     pub cluster: Option<Arc<Cluster>>,
     /// Tries made.
@@ -63,16 +64,18 @@ pub struct RequestCtx {
     pub missed: Option<Missed>,
     /// What its answer told.
     pub observer: Observer,
-    client: Option<IpAddr>,
+    pub(super) client: Option<IpAddr>,
     tls: bool,
-    body_bytes: usize,
-    body_time: Duration,
-    peer: Option<Peer>,
-    retried: Vec<&'static str>,
-    rejected: Option<Reject>,
+    pub(super) body_bytes: usize,
+    pub(super) body_time: Duration,
+    pub(super) peer: Option<Peer>,
+    pub(super) candidate: Option<Candidate>,
+    expected: Option<Expected>,
+    pub(super) retried: Vec<&'static str>,
+    pub(super) rejected: Option<Reject>,
     lease: Option<Lease>,
     share: Option<Arc<Share>>,
-    abort: Option<Abort>,
+    pub(super) abort: Option<Abort>,
     installed: Option<Installed>,
     _in_flight: InFlight,
 }
@@ -86,6 +89,7 @@ impl RequestCtx {
             id: HeaderValue::from_static(""),
             prompt: Prompt::default(),
             hint: Hint::none(Why::Off),
+            demand: Demand::default(),
             cluster: None,
             tries: 0,
             tried: Vec::new(),
@@ -98,6 +102,8 @@ impl RequestCtx {
             body_bytes: 0,
             body_time: Duration::ZERO,
             peer: None,
+            candidate: None,
+            expected: None,
             retried: Vec::new(),
             rejected: None,
             lease: None,
@@ -150,10 +156,33 @@ impl RequestCtx {
     /// Asks where the prompt is cached, where the cluster does; the request must have ended by `deadline`.
     pub async fn ask_for_hint(&mut self, request: &RequestHeader, body: &Bytes, deadline: Instant) {
         let Some((cluster, share)) = self.cluster.as_ref().zip(self.share.as_ref()) else { return };
-        let Some(hints) = &cluster.hints else { return };
-        let authorization = request.headers.get(AUTHORIZATION);
-        let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
-        (self.hint, self.abort) = hints.ask(asked, Instant::now()).await;
+        if let Some(hints) = &cluster.hints {
+            let authorization = request.headers.get(AUTHORIZATION);
+            let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
+            (self.hint, self.abort) = hints.ask(asked, Instant::now()).await;
+        }
+        let ratio = cluster.ratios.get(self.prompt.model.as_deref().unwrap_or_default());
+        self.demand = if cluster.rules.policy.weighs_caches() || self.prompt.prefix.is_some() {
+            Demand::of(&self.prompt, self.hint.prompt_tokens, ratio)
+        } else {
+            Demand::of_unread(self.body_bytes, ratio)
+        };
+    }
+
+    /// Chooses a backend for the next try; `None` when none is left.
+    #[must_use]
+    pub fn choose(
+        &self,
+        cluster: &Cluster,
+        request: &RequestHeader,
+        now: Instant,
+    ) -> Option<(Peer, Candidate)> {
+        let stale = self.last_cause == Some(Cause::Stale);
+        let candidates = cluster.candidates(&self.tried, stale, &self.demand, &self.hint, now);
+        let pick = cluster.pick(&candidates, &cluster.hash_key(request, self.client, &self.demand));
+        let peer = peer::choose(cluster.rules, &candidates, &self.hint, pick, rand::random())?;
+        let candidate = candidates.into_iter().find(|candidate| candidate.index == peer.index)?;
+        Some((peer, candidate))
     }
 
     /// What is told about the choice, where the cluster tells.
@@ -167,11 +196,10 @@ impl RequestCtx {
         Some(told + matched.as_deref().unwrap_or_default())
     }
 
-    /// Tokens of the prompt that are believed to be cached at the backend chosen; `None` where nothing is believed.
-    fn matched_tokens(&self) -> Option<usize> {
-        let index = self.peer?.index;
-        let at_peer = self.hint.matches.iter().filter(|found| found.index == index);
-        at_peer.map(|found| found.tokens).max()
+    /// Tokens of the prompt that are believed to be cached at the backend chosen; `None` where nobody says anything.
+    pub(super) fn matched_tokens(&self) -> Option<usize> {
+        let candidate = self.candidate?;
+        candidate.source.map(|_| self.demand.tokens - candidate.uncached_tokens).or(candidate.said.lmcache)
     }
 
     /// The backend of the running try.
@@ -180,13 +208,28 @@ impl RequestCtx {
         self.lease.as_ref().map(|lease| lease.backend().index)
     }
 
-    /// Books a try at `peer`; `None` when its address is not known after all.
-    pub fn start_try(&mut self, cluster: &Cluster, peer: Peer) -> Option<Box<HttpPeer>> {
+    /// Books a try at `peer`, and its prompt as held there from now on; `None` when its address is not known after all.
+    pub fn start_try(
+        &mut self,
+        cluster: &Cluster,
+        peer: Peer,
+        candidate: Candidate,
+        now: Instant,
+    ) -> Option<Box<HttpPeer>> {
         let backend = cluster.fleet.backends().get(peer.index)?;
         let connection = cluster.upstreams.get(peer.index)?.peer(backend.resolved()?);
         self.tries += 1;
         self.peer = Some(peer);
-        self.lease = Some(backend.lease(self.body_bytes));
+        self.candidate = Some(candidate);
+        self.lease = Some(backend.lease(candidate.uncached_tokens, self.prompt.stream, now));
+        if cluster.rules.policy.weighs_caches() {
+            let Demand { tokens, block_tokens, keys } = &self.demand;
+            if let Some(lmcache) = candidate.said.lmcache {
+                cluster.blocks.truncate(peer.index, keys, lmcache / block_tokens.max(&1));
+            }
+            self.expected = Some(cluster.blocks.expect(peer.index, keys, *block_tokens));
+            cluster.blocks.spend(peer.index, tokens.saturating_sub(keys.len() * block_tokens));
+        }
         Some(connection)
     }
 
@@ -206,23 +249,32 @@ impl RequestCtx {
     }
 
     /// A final header passes: no retry can follow, so the body's share is given back.
-    pub fn answer_started(&mut self, header: &ResponseHeader) {
+    pub fn answer_started(&mut self, header: &ResponseHeader, now: Instant) {
         self.observer.header(header);
         self.share = None;
-        if !self.observer.is_stream
-            && let Some(lease) = &mut self.lease
-        {
-            lease.first_token();
+        if !header.status.is_success() {
+            self.expected = None;
         }
-        self.count_try(status_label(header.status.as_u16()));
+        if !self.observer.is_stream {
+            self.first_token(now);
+        }
+        self.count_try(ending::status_label(header.status.as_u16()));
+    }
+
+    /// The prompt has been computed: it is no longer pending, and in the cache for sure.
+    fn first_token(&mut self, now: Instant) {
+        if let Some(lease) = &mut self.lease {
+            lease.first_token(now);
+        }
+        if let Some(expected) = &mut self.expected {
+            expected.confirm();
+        }
     }
 
     /// A chunk of the answer passes.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) {
-        if self.observer.first_chunk.is_none()
-            && let Some(lease) = &mut self.lease
-        {
-            lease.first_token();
+        if self.observer.first_chunk.is_none() {
+            self.first_token(now);
         }
         if let Some(seconds) = self.observer.chunk(chunk, now)
             && let Some(metrics) = self.backend_metrics()
@@ -241,6 +293,7 @@ impl RequestCtx {
                 (None, None) => "cancelled",
             });
         }
+        self.expected = None;
         if let Some(lease) = self.lease.take() {
             self.tried.push(lease.backend().index);
         }
@@ -266,7 +319,7 @@ impl RequestCtx {
         }
     }
 
-    fn backend_metrics(&self) -> Option<&crate::metrics::BackendMetrics> {
+    pub(super) fn backend_metrics(&self) -> Option<&crate::metrics::BackendMetrics> {
         self.cluster.as_ref()?.backend_metrics.get(self.peer?.index)
     }
 
@@ -274,79 +327,6 @@ impl RequestCtx {
         if let Some(metrics) = self.backend_metrics() {
             metrics.tried(outcome);
         }
-    }
-
-    /// Status and outcome as they are counted and logged.
-    fn outcome(&self, error: Option<&Error>) -> (u16, &'static str) {
-        let gone = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
-        if let Some(reject) = &self.rejected {
-            return (reject.status.as_u16(), reject.reason);
-        }
-        match self.observer.status {
-            Some(status) if error.is_none() => (status, "complete"),
-            Some(status) if gone => (status, "client_gone"),
-            Some(status) if self.missed.is_some() => (status, "deadline"),
-            Some(status) => (status, "backend_broke_off"),
-            None => (CLIENT_GONE, "client_gone"),
-        }
-    }
-
-    /// Metrics and access log, at the end of the request.
-    pub fn close_books(&mut self, session: &Session, error: Option<&Error>, gateway: &Gateway) {
-        let (status, outcome) = self.outcome(error);
-        if let Some(abort) = self.abort.take().filter(|_| outcome == "client_gone") {
-            abort.cancel();
-        }
-        let total = self.started.elapsed();
-        let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
-        gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
-        let first_token = self.observer.first_chunk.map(|at| at.duration_since(self.started));
-        if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
-            metrics.first_token_seconds.observe(first_token.as_secs_f64());
-        }
-        let usage = self.observer.usage();
-        if let Some(cluster) = &self.cluster {
-            if let Some((hints, peer)) = cluster.hints.as_ref().zip(self.peer) {
-                hints.metrics.hint(peer.hint_name());
-            }
-            cluster.metrics.request_seconds.observe(total.as_secs_f64());
-            if let Some(usage) = &usage {
-                cluster.metrics.prompt_tokens.inc_by(usage.prompt_tokens.unwrap_or_default());
-                cluster.metrics.completion_tokens.inc_by(usage.completion_tokens.unwrap_or_default());
-                cluster.metrics.cached_tokens.inc_by(usage.cached_tokens().unwrap_or_default());
-            }
-        }
-        if !gateway.access_log.is_on() {
-            return;
-        }
-        let request = session.req_header();
-        let backends = self.cluster.as_ref().map(|cluster| cluster.fleet.backends());
-        gateway.access_log.write(&Entry {
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            request_id: self.id_text(),
-            client: self.client,
-            protocol: protocol(request.version),
-            method: request.method.as_str(),
-            path: request.uri.path(),
-            status,
-            outcome,
-            cluster: self.cluster.as_ref().map(|cluster| cluster.name()),
-            model: self.prompt.model.as_deref(),
-            backend: backends.zip(self.peer).and_then(|(all, peer)| Some(all.get(peer.index)?.id.as_str())),
-            reason: self.peer.map(|peer| peer.reason.name()),
-            hint: self.peer.map(|peer| peer.hint_name()).filter(|_| self.hint.why != Some(Why::Off)),
-            matched_tokens: self.matched_tokens(),
-            tries: self.tries,
-            retried: &self.retried,
-            body_bytes: self.body_bytes,
-            answer_bytes: session.as_downstream().body_bytes_sent(),
-            body_ms: milliseconds(self.body_time),
-            first_token_ms: first_token.map(milliseconds),
-            total_ms: milliseconds(total),
-            prompt_tokens: usage.and_then(|usage| usage.prompt_tokens),
-            cached_tokens: usage.and_then(|usage| usage.cached_tokens()),
-            completion_tokens: usage.and_then(|usage| usage.completion_tokens),
-        });
     }
 }
 
@@ -406,61 +386,6 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
     })
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    // Microseconds are as fine as anybody reads.
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_2 => "HTTP/2",
-        Version::HTTP_11 => "HTTP/1.1",
-        _ => "HTTP/1.0",
-    }
-}
-
-/// Statuses as labels: the usual ones by number, so that a backend cannot invent series.
-fn status_label(status: u16) -> &'static str {
-    const KNOWN: [(u16, &str); 26] = [
-        (200, "200"),
-        (201, "201"),
-        (202, "202"),
-        (204, "204"),
-        (206, "206"),
-        (301, "301"),
-        (302, "302"),
-        (304, "304"),
-        (307, "307"),
-        (400, "400"),
-        (401, "401"),
-        (403, "403"),
-        (404, "404"),
-        (405, "405"),
-        (408, "408"),
-        (409, "409"),
-        (413, "413"),
-        (422, "422"),
-        (429, "429"),
-        (431, "431"),
-        (499, "499"),
-        (500, "500"),
-        (501, "501"),
-        (502, "502"),
-        (503, "503"),
-        (504, "504"),
-    ];
-    KNOWN.iter().find(|(code, _)| *code == status).map_or_else(
-        || match status / 100 {
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            5 => "5xx",
-            _ => "other",
-        },
-        |(_, label)| label,
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,10 +399,5 @@ mod tests {
             assert_eq!(made.len(), 32, "{bad}");
         }
         assert_ne!(request_id(None), request_id(None));
-    }
-
-    #[test]
-    fn labels_of_statuses_are_bounded() {
-        assert_eq!((status_label(503), status_label(418), status_label(999)), ("503", "4xx", "other"));
     }
 }

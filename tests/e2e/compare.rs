@@ -36,7 +36,7 @@ async fn a_running_gateway_is_compared_by_its_own_configuration() {
     assert_eq!(row(&shown, "requests"), ["10", "10"]);
     assert_eq!(row(&shown, "to vllm-0"), ["10", "10"]);
     assert_eq!(row(&shown, "tokens from cache")[0], "0.0");
-    assert!(shown.ends_with("repeated prompts are balanced as any other\n"), "{shown}");
+    assert!(shown.ends_with("repeated ones go where the policy alone sends them\n"), "{shown}");
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!((&written["unique"]["requests"], &written["filter"]), (&10.into(), &false.into()));
 }

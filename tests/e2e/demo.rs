@@ -15,15 +15,18 @@ fn the_demo_answers_a_long_prompt_and_a_stream_and_shows_where_each_request_went
         [("chat with a 1 MiB prompt", "200"), ("chat, streamed", "200"), ("a model that nobody", "404")]
     {
         let line = shown.lines().find(|line| line.starts_with(request)).unwrap_or_else(|| panic!("{shown}"));
-        assert!(line.contains(status) && line.contains("vllm-") && line.contains("round_robin"), "{line}");
+        assert!(line.contains(status) && line.contains("vllm-") && line.contains("pmc"), "{line}");
     }
     let row = |start: &str| -> Vec<&str> {
         let line = shown.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{shown}"));
         line.strip_prefix(start).unwrap().split_whitespace().collect()
     };
     let backend = row("a new prompt")[1];
-    assert_eq!(row("again: LMCache knows where")[..4], ["200", backend, "lmcache", "followed"], "{shown}");
-    assert_eq!(row("and again")[..4], ["200", backend, "lmcache", "followed"], "{shown}");
-    assert_eq!(row("LMCache names a stranger")[2..4], ["round_robin", "unknown_instance"], "{shown}");
+    for again in ["again: LMCache knows where", "and again"] {
+        assert_eq!(row(again)[..4], ["200", backend, "pmc", "followed"], "{shown}");
+    }
+    assert_eq!(row("the conversation goes on")[1..3], [backend, "pmc"], "{shown}");
+    assert_eq!(row("LMCache names a stranger")[1..4], [backend, "pmc", "unknown_instance"], "{shown}");
+    assert_ne!(row("chat with a 1 MiB prompt")[1], row("another prompt, meanwhile")[1], "{shown}");
     assert!(shown.contains(&format!("curl -N http://{listen}/v1/chat/completions")), "{shown}");
 }

@@ -11,16 +11,18 @@ use serde_json::Value;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 const CHAT: &str = "/v1/chat/completions";
 
 /// What is in flight at backend `vllm-{at}`.
 fn load(world: &World, at: usize) -> Load {
-    world.backend(&format!("vllm-{at}")).load()
+    world.backend(&format!("vllm-{at}")).load(Instant::now())
 }
 
-fn requests(requests: usize, pending_prompt_bytes: usize) -> Load {
-    Load { requests, pending_prompt_bytes }
+/// So many requests, with the tokens that bodies of this length are taken to have.
+fn requests(requests: usize, pending_bytes: &[usize]) -> Load {
+    Load { requests, pending_tokens: pending_bytes.iter().map(|bytes| bytes / 4).sum() }
 }
 
 /// Waits until nothing is in flight, held or connected any more.
@@ -31,7 +33,7 @@ async fn assert_balanced(world: &World) {
         world.app.lifecycle.in_flight() == 0
             && world.app.connections.count() == 0
             && world.app.budget.used() == 0
-            && backends.iter().all(|backend| backend.load() == Load::default())
+            && backends.iter().all(|backend| backend.load(Instant::now()) == Load::default())
     })
     .await;
 }
@@ -54,8 +56,8 @@ mod values {
             gate.waiting(3).await;
         }
         for (at, engine) in world.engines.iter().enumerate() {
-            let sent = engine.received().iter().map(|request| request.body_bytes).sum();
-            assert_eq!(load(&world, at), requests(3, sent));
+            let sent: Vec<usize> = engine.received().iter().map(|request| request.body_bytes).collect();
+            assert_eq!(load(&world, at), requests(3, &sent));
         }
         assert_eq!(world.app.budget.used(), bytes);
         assert_eq!(world.app.lifecycle.in_flight(), 6);
@@ -86,13 +88,13 @@ mod values {
         gate.waiting(1).await;
         assert_eq!(
             load(&world, 0),
-            requests(1, body.to_string().len()),
+            requests(1, &[body.to_string().len()]),
             "the header alone says nothing of the prompt"
         );
         assert_eq!(world.app.budget.used(), 0, "the body is not needed any more");
         gate.release();
         assert!(response.chunk().await.unwrap().is_some());
-        assert_eq!(load(&world, 0), requests(1, 0));
+        assert_eq!(load(&world, 0), requests(1, &[]));
         drop(response);
         world.idle().await;
         assert_eq!(load(&world, 0), Load::default());
@@ -102,7 +104,7 @@ mod values {
     async fn the_prompt_of_an_answer_in_one_piece_is_pending_until_its_header() {
         let world = one_engine(Fault::StallAfter(0)).await;
         let response = world.chat().await;
-        assert_eq!(load(&world, 0), requests(1, 0));
+        assert_eq!(load(&world, 0), requests(1, &[]));
         drop(response);
         world.idle().await;
         assert_eq!(load(&world, 0), Load::default());
@@ -119,7 +121,7 @@ mod values {
             let bytes = chat("hello").to_string().len();
             assert!(world.engines[0].stats().path(CHAT).received >= 1);
             assert_eq!(load(&world, 0), Load::default());
-            assert_eq!(load(&world, 1), requests(2, 2 * bytes));
+            assert_eq!(load(&world, 1), requests(2, &[bytes, bytes]));
             assert_eq!(world.app.budget.used(), 2 * bytes);
             gate.release();
         };
@@ -128,13 +130,13 @@ mod values {
     }
 
     #[tokio::test]
-    async fn a_request_without_a_body_is_charged_without_bytes() {
+    async fn a_request_without_a_body_is_charged_without_tokens() {
         let world = World::new().await;
         let gates: Vec<_> = world.engines.iter().map(|engine| engine.hold_path("/version")).collect();
         let check = async {
             tokio::select! {
-                () = gates[0].waiting(1) => assert_eq!(load(&world, 0), requests(1, 0)),
-                () = gates[1].waiting(1) => assert_eq!(load(&world, 1), requests(1, 0)),
+                () = gates[0].waiting(1) => assert_eq!(load(&world, 0), requests(1, &[])),
+                () = gates[1].waiting(1) => assert_eq!(load(&world, 1), requests(1, &[])),
             }
             drop(gates);
         };

@@ -305,7 +305,7 @@ async fn a_client_that_ends_its_side_while_it_waits_is_taken_for_gone() {
     within(engine.until(|stats| stats.cancelled("/v1/completions") == 1)).await;
     world.drained().await;
     assert_eq!(world.app.budget.used(), 0);
-    assert_eq!(world.app.clusters()[0].fleet.backends()[0].load().requests, 0);
+    assert_eq!(world.app.clusters()[0].fleet.backends()[0].load(Instant::now()).requests, 0);
     let entry = world.last_entry().await;
     assert_eq!((entry["status"].as_u64(), entry["outcome"].as_str()), (Some(499), Some("client_gone")));
 }

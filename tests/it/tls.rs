@@ -304,7 +304,7 @@ async fn a_backend_over_tls_is_reached_and_examined_only_with_the_authority_and_
             assert!(requests(&engine).is_empty(), "{tls}");
         }
         world.drained().await;
-        let load = world.app.clusters()[0].fleet.backends()[0].load();
-        assert_eq!((load.requests, load.pending_prompt_bytes, world.app.budget.used()), (0, 0, 0), "{tls}");
+        let load = world.app.clusters()[0].fleet.backends()[0].load(tokio::time::Instant::now());
+        assert_eq!((load.requests, load.pending_tokens, world.app.budget.used()), (0, 0, 0), "{tls}");
     }
 }

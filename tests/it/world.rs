@@ -27,7 +27,8 @@ pub struct Plan {
     pub engines: Vec<EngineOptions>,
     /// Top-level sections of the configuration beside `clusters` and `log`, as YAML.
     pub sections: String,
-    /// Keys of the one cluster beside `name` and `backends`, as YAML lines without indentation.
+    /// Keys of the one cluster beside `name` and `backends`, as YAML lines without indentation. Without a `policy` it is
+    /// `round_robin`, so that a test knows which engine is next.
     pub cluster: String,
     /// Keys of every backend beside `id` and `address`, as in `, weight: 2`.
     pub backend: String,
@@ -74,7 +75,9 @@ pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) 
         |(id, address): &(String, String)| format!("id: {id}, address: \"{address}\"{}", plan.backend);
     let backends = backends.iter().map(backend).chain(plan.more.iter().cloned());
     let backends = backends.map(|backend| format!("      - {{{backend}}}")).collect::<Vec<_>>().join("\n");
-    let cluster = plan.cluster.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
+    let policy = (!plan.cluster.contains("policy:")).then_some("policy: round_robin");
+    let cluster = plan.cluster.lines().chain(policy).map(|line| format!("    {line}"));
+    let cluster = cluster.collect::<Vec<_>>().join("\n");
     let clusters = plan.clusters.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
     let log = folder.join("access.log");
     let text = format!(

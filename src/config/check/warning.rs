@@ -28,6 +28,13 @@ fn of_cluster(cluster: &Cluster) -> Vec<Warning> {
     if cluster.policy == Policy::LmcacheOnly && !kvcache.enabled {
         warnings.push(("policy", "lmcache_only without kvcache.enabled is its fallback alone".to_owned()));
     }
+    let weights_differ = cluster.backends.iter().any(|backend| backend.weight != cluster.backends[0].weight);
+    if cluster.policy.weighs_caches() && weights_differ {
+        warnings.push((
+            "backends",
+            "weights have no effect under pmc and lmetric, except for requests without a prompt".to_owned(),
+        ));
+    }
     if kvcache.enabled {
         of_routing(cluster, &mut warnings);
         of_strategy(kvcache, &mut warnings);

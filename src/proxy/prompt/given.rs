@@ -2,7 +2,7 @@
 //!
 //! Used by `prompt` alone. Its token ids are the only thing that is copied, since they are the tokens.
 
-use super::super::json::Json;
+use super::super::json::{self, Json};
 use super::Form;
 use super::text::Text;
 use crate::state::tokens::Tokens;
@@ -65,7 +65,7 @@ impl<'a> Given<'a> {
     }
 
     fn number(&mut self, value: &[u8]) {
-        match std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()) {
+        match json::integer(value) {
             Some(token) => self.tokens.push(token),
             None => self.others += 1,
         }

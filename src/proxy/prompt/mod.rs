@@ -3,30 +3,42 @@
 //! Called once per body. One pass without copying; strict about nothing: a body that is not JSON, or breaks off, yields
 //! no prompt, and is forwarded unchanged in any case.
 
+mod fields;
 mod given;
 mod text;
 
-use super::json::{self, Json};
-use super::key::{Hash, Secret};
+use super::json::Json;
+use super::key::Secret;
+use super::prefix::{self, Prefix};
 use crate::state::tokens::{PromptKey, Tokens};
 use bytes::Bytes;
-use given::Given;
-use std::borrow::Cow;
-use text::Text;
+use fields::Fields;
+use http::HeaderValue;
 
 /// Bodies longer than this are parsed on a thread for blocking work, so that they do not hold up other requests.
 pub const INLINE_BYTES_MAX: usize = 256 * 1024;
 
-/// Longer model names are no names.
-const MODEL_BYTES_MAX: usize = 256;
-
-/// How much of a body is to be understood.
-#[derive(Clone, Copy, Default)]
+/// How much of a body is to be understood, beyond model and stream.
+#[derive(Clone, Default)]
 pub struct Reading {
-    /// With what prompts are keyed; without it nothing but model and stream is read.
+    /// With what whole prompts are keyed; `None` = they are not.
     pub secret: Option<Secret>,
     /// Whether the text of prompts is keyed as well.
     pub text: bool,
+    /// How prompts are cut into blocks; `None` = they are not.
+    pub blocks: Option<prefix::Settings>,
+}
+
+impl Reading {
+    /// The same for a body of this tenant.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: Option<&HeaderValue>) -> Self {
+        let mut reading = self.clone();
+        if let Some(blocks) = &mut reading.blocks {
+            blocks.tenant = tenant.cloned();
+        }
+        reading
+    }
 }
 
 /// What is known of the prompt of a request.
@@ -40,6 +52,8 @@ pub struct Prompt {
     pub form: Form,
     /// The `cache_salt` field, where it is a string.
     pub cache_salt: Option<String>,
+    /// The prompt in blocks.
+    pub prefix: Option<Prefix>,
     content: u128,
     text: Option<u128>,
 }
@@ -106,182 +120,13 @@ fn derive(secret: &Secret, kind: u8, model: &str, content: u128) -> PromptKey {
 
 /// Reads the body of a request to `path`. Of two equal keys the last counts, as in Python.
 #[must_use]
-pub fn parse(body: &[u8], path: &str, reading: Reading) -> Prompt {
+pub fn parse(body: &[u8], path: &str, reading: &Reading) -> Prompt {
     let mut json = Json::new(body);
     let mut fields = Fields::new(path, reading);
     if json.kind() == Some(b'{') {
         json.object(|json, key| fields.read(json, key));
     }
     fields.into_prompt(json.is_broken())
-}
-
-/// Whether a field of a body has no part in what the tokens are. All others are taken to have one.
-fn is_sampling(key: &str) -> bool {
-    matches!(
-        key,
-        "stream"
-            | "stream_options"
-            | "temperature"
-            | "top_p"
-            | "top_k"
-            | "min_p"
-            | "max_tokens"
-            | "min_tokens"
-            | "max_completion_tokens"
-            | "n"
-            | "best_of"
-            | "seed"
-            | "stop"
-            | "stop_token_ids"
-            | "ignore_eos"
-            | "presence_penalty"
-            | "frequency_penalty"
-            | "repetition_penalty"
-            | "length_penalty"
-            | "logprobs"
-            | "top_logprobs"
-            | "prompt_logprobs"
-            | "logit_bias"
-            | "user"
-            | "metadata"
-            | "store"
-            | "priority"
-            | "request_id"
-            | "service_tier"
-            | "safety_identifier"
-            | "skip_special_tokens"
-    )
-}
-
-/// The fields of a body as far as they have been read.
-struct Fields<'a> {
-    chat: bool,
-    text: bool,
-    secret: Option<Secret>,
-    model: Option<String>,
-    stream: bool,
-    cache_salt: Option<String>,
-    content: Option<Hash>,
-    prompt: Given<'a>,
-    messages: Option<Text>,
-}
-
-impl<'a> Fields<'a> {
-    fn new(path: &str, reading: Reading) -> Self {
-        Self {
-            chat: path.trim_end_matches('/').ends_with("/chat/completions"),
-            text: reading.text,
-            secret: reading.secret,
-            model: None,
-            stream: false,
-            cache_salt: None,
-            content: reading.secret.map(|secret| secret.hash()),
-            prompt: Given::default(),
-            messages: None,
-        }
-    }
-
-    fn read(&mut self, json: &mut Json<'a>, key: &str) {
-        match key {
-            "model" => self.model = name(json),
-            "stream" => self.stream = json.skip() == b"true",
-            _ if self.secret.is_none() || is_sampling(key) => {}
-            "prompt" => {
-                self.prompt = Given::new(self.text_hash());
-                let value = json.raw(|json| self.prompt.read(json));
-                self.take_in(key, value);
-            }
-            "messages" => {
-                let mut text = self.text_hash();
-                let value = json.raw(|json| {
-                    if json.kind() == Some(b'[') {
-                        json.array(|json| message(json, &mut text));
-                    }
-                });
-                self.messages = Some(text);
-                let value = if value.is_empty() { json.skip() } else { value };
-                self.take_in(key, value);
-            }
-            "cache_salt" => {
-                let value = json.skip();
-                self.cache_salt = json::string(value).map(Cow::into_owned);
-                self.take_in(key, value);
-            }
-            _ => {
-                let value = json.skip();
-                self.take_in(key, value);
-            }
-        }
-    }
-
-    fn text_hash(&self) -> Text {
-        Text::new(self.secret.filter(|_| self.text).map(|secret| secret.hash()))
-    }
-
-    fn take_in(&mut self, key: &str, value: &[u8]) {
-        if let Some(content) = &mut self.content {
-            content.append_whole(key.as_bytes());
-            content.append_whole(value);
-        }
-    }
-
-    fn into_prompt(self, broken: bool) -> Prompt {
-        let with_messages = self.messages.is_some();
-        let messages = self.messages.filter(Text::is_some);
-        let from_messages = messages.is_some() && (self.chat || !self.prompt.is_some());
-        let form = match &messages {
-            _ if broken => Form::None,
-            Some(_) if from_messages => Form::Body,
-            _ => self.prompt.form(with_messages),
-        };
-        let mut content = self.content;
-        if let Some(content) = &mut content {
-            // The same fields are another prompt at another kind of endpoint.
-            content.append(&[u8::from(self.chat), u8::from(from_messages)]);
-        }
-        let text = if from_messages { messages } else { Some(self.prompt.text) };
-        Prompt {
-            model: self.model,
-            stream: self.stream,
-            cache_salt: self.cache_salt,
-            text: text.filter(|_| form != Form::None).and_then(Text::finish),
-            form,
-            content: content.map(Hash::finish).unwrap_or_default(),
-        }
-    }
-}
-
-fn name(json: &mut Json<'_>) -> Option<String> {
-    let name = json.string().filter(|name| (1..=MODEL_BYTES_MAX).contains(&name.len()));
-    name.map(Cow::into_owned)
-}
-
-/// The text of one entry of `messages`.
-fn message(json: &mut Json<'_>, text: &mut Text) {
-    if json.kind() != Some(b'{') {
-        return;
-    }
-    json.object(|json, key| match (key, json.kind()) {
-        ("content", Some(b'"')) => text.item(json.skip()),
-        ("content", Some(b'[')) => json.array(|json| part(json, text)),
-        _ => {}
-    });
-}
-
-/// The text of one part of a `content`.
-fn part(json: &mut Json<'_>, text: &mut Text) {
-    if json.kind() != Some(b'{') {
-        return;
-    }
-    let (mut is_text, mut value): (bool, &[u8]) = (false, b"");
-    json.object(|json, key| match key {
-        "type" => is_text = json.string().is_some_and(|kind| kind == "text"),
-        "text" => value = json.skip(),
-        _ => {}
-    });
-    if is_text && value.starts_with(b"\"") {
-        text.item(value);
-    }
 }
 
 #[cfg(test)]
@@ -296,7 +141,7 @@ mod tests {
     }
 
     fn read(path: &str, body: &str) -> Prompt {
-        parse(body.as_bytes(), path, Reading { secret: Some(secret()), text: true })
+        parse(body.as_bytes(), path, &Reading { secret: Some(secret()), text: true, blocks: None })
     }
 
     fn form(path: &str, body: &str) -> Form {
@@ -314,7 +159,7 @@ mod tests {
     }
 
     fn outline(body: &str) -> (Option<String>, bool) {
-        let prompt = parse(body.as_bytes(), CHAT, Reading::default());
+        let prompt = parse(body.as_bytes(), CHAT, &Reading::default());
         assert_eq!(prompt.form, Form::None);
         (prompt.model, prompt.stream)
     }
@@ -430,7 +275,8 @@ mod tests {
             assert_eq!(form(path, body), form_expected, "{body}");
         }
         let body = Bytes::from(r#"{"prompt":["say \"a\" "]}"#);
-        let prompt = parse(&body, COMPLETIONS, Reading { secret: Some(secret()), text: false });
+        let prompt =
+            parse(&body, COMPLETIONS, &Reading { secret: Some(secret()), text: false, blocks: None });
         assert_eq!(prompt.tokenizer_body(&body, "m\"").unwrap(), r#"{"model":"m\"","prompt":"say \"a\" "}"#);
     }
 
@@ -493,7 +339,7 @@ mod tests {
     #[test]
     fn only_what_is_asked_for_is_keyed() {
         let body = br#"{"messages":[{"content":"a"}],"cache_salt":"s"}"#;
-        let prompt = parse(body, CHAT, Reading { secret: Some(secret()), text: false });
+        let prompt = parse(body, CHAT, &Reading { secret: Some(secret()), text: false, blocks: None });
         assert_eq!((prompt.form.clone(), prompt.cache_salt.as_deref()), (Form::Body, Some("s")));
         assert_eq!(prompt.text_key(&secret(), "m"), None);
     }

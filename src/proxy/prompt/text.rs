@@ -29,7 +29,7 @@ impl Text {
             // Only whether there is any text is asked for.
             return;
         }
-        json::pieces(value, |piece| self.piece(piece));
+        json::pieces(value, |piece| self.piece(&String::from_utf8_lossy(piece)));
     }
 
     fn piece(&mut self, piece: &str) {

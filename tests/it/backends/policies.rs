@@ -81,7 +81,7 @@ async fn least_requests_avoids_the_busy_backend() {
         let mut gates = gates.into_iter();
         gates.next().unwrap().release();
         world.engines[0].until(|stats| stats.served(CHAT) == 1).await;
-        crate::world::until(|| world.backend("vllm-0").load().requests == 0).await;
+        crate::world::until(|| world.backend("vllm-0").load(tokio::time::Instant::now()).requests == 0).await;
         assert_eq!(chats(&world, 5).await, [200; 5]);
         assert_eq!(world.received(CHAT), [6, 1], "all went to the idle one");
         gates.for_each(mocks::Gate::release);

@@ -94,6 +94,10 @@ fn what_can_never_act_is_told_and_not_refused() {
         format!("lmcache_api: coordinator, {}", strategy("enable_compression: true, load_threshold: 1"));
     assert_eq!(keys_of("", &coordinator), [place("enable_compression")]);
     assert_eq!(keys_of("policy: lmcache_only, ", ""), ["clusters[0].policy"]);
+    let heavier = "backends: [{id: b, address: 'h:1'}, {id: c, address: 'h:2', weight: 2}]";
+    let unweighted = |policy| parse(&format!("clusters: [{{name: a, {policy} {heavier}}}]")).warnings();
+    assert_eq!(unweighted("policy: round_robin,"), [] as [&str; 0]);
+    assert!(unweighted("")[0].starts_with("clusters[0].backends: weights have no effect under pmc"));
     assert_eq!(keys_of("policy: lmcache_only, ", ENABLED), ["clusters[0].kvcache.token_cache.enabled"]);
     let active = "enable_compression: true, load_threshold: 0.5, enable_pinning: true, hot_content_threshold: 2, \
                   enable_eviction: true, memory_threshold: 0.5, evict_with: clear, evict_location: disk, \

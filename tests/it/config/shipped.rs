@@ -15,7 +15,7 @@ fn the_reference_file_holds_the_defaults() {
     assert_eq!(reference.limits.body_bytes_max, 16 << 20);
     assert_eq!(reference.timeouts.upstream_idle, Duration::from_secs(3));
     assert_eq!(reference.log.access, AccessLog::Json);
-    assert_eq!(reference.clusters[0].policy, Policy::RoundRobin);
+    assert_eq!(reference.clusters[0].policy, Policy::Pmc);
     assert!(!reference.retries.on.contains(&RetryOn::Reset));
 }
 

@@ -29,9 +29,10 @@ async fn waited(app: &App, bodies: &[String], left: Duration) -> Duration {
     let hints = app.clusters()[0].hints.as_ref().unwrap();
     let budget = Budget::new(1024);
     let started = Instant::now();
+    let reading = Reading { secret: Some(hints.secret), text: true, blocks: None };
     let asked = bodies.iter().map(async |body| {
         let body = Bytes::from(body.clone());
-        let prompt = parse(&body, COMPLETIONS, Reading { secret: Some(hints.secret), text: true });
+        let prompt = parse(&body, COMPLETIONS, &reading);
         let share = Arc::new(budget.share());
         let asked = Asked {
             prompt: &prompt,

@@ -16,7 +16,7 @@ async fn occupy(filter: &Filter, index: usize, count: usize) -> (Gate, JoinSet<(
         pending.spawn(async move { drop(request.send().await) });
     }
     within(gate.waiting(count)).await;
-    assert_eq!(filter.world.backend(engine.id()).load().requests, count);
+    assert_eq!(filter.world.backend(engine.id()).load(tokio::time::Instant::now()).requests, count);
     (gate, pending)
 }
 

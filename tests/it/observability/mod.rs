@@ -220,14 +220,14 @@ async fn the_state_and_the_gauges_show_what_runs() {
         let backend = r#"{backend="vllm-0",cluster="llama"}"#;
         assert_eq!(count(&world, &format!("backend_healthy{backend}")), 1);
         assert_eq!(count(&world, &format!("backend_requests_in_flight{backend}")), 1);
-        assert_eq!(count(&world, &format!("backend_pending_prompt_bytes{backend}")), bytes);
+        assert_eq!(count(&world, &format!("backend_pending_tokens{backend}")), bytes / 4);
         let gauges = ["buffered_bytes", "requests_in_flight", "connections"];
         assert_eq!(gauges.map(|name| count(&world, name)), [bytes, 1, 1]);
         let state = world.app.admin().respond(&http::Method::GET, "/state", None);
         let state: Value = serde_json::from_slice(state.body()).unwrap();
         let backend = &state["clusters"][0]["backends"][0];
         assert_eq!((&state["requests_in_flight"], &backend["id"]), (&json!(1), &json!("vllm-0")));
-        assert_eq!(backend["pending_prompt_bytes"], json!(bytes));
+        assert_eq!(backend["pending_tokens"], json!(bytes / 4));
         gate.release();
     };
     let (response, ()) = tokio::join!(world.chat(), check);
