@@ -109,7 +109,7 @@ impl Contestant {
                 Some(text)
             }
             Self::Kvway => {
-                let text = kvway(post, process::free_address()?, "policy: round_robin");
+                let text = kvway(post, process::free_address()?, "policy: round_robin", "");
                 command.args(["run", "-c"]).arg(write(post.directory, "kvway.yaml", &text)?);
                 Some(text)
             }
@@ -194,11 +194,11 @@ http {{
     )
 }
 
-/// Production's defaults but for one worker, with these `keys` of the cluster.
-pub(crate) fn kvway(post: &Post, admin: SocketAddr, keys: &str) -> String {
+/// Production's defaults but for one worker, these keys of the cluster, and these of each backend.
+pub(crate) fn kvway(post: &Post, admin: SocketAddr, cluster: &str, backend: &str) -> String {
     let numbered = post.engines.iter().enumerate();
     let backends: Vec<String> = numbered
-        .map(|(number, engine)| format!("      - {{id: vllm-{number}, address: \"{engine}\"}}\n"))
+        .map(|(number, engine)| format!("      - {{id: vllm-{number}, address: \"{engine}\"{backend}}}\n"))
         .collect();
     let backends = backends.concat();
     format!(
@@ -215,7 +215,7 @@ log:
   file: {directory}/kvway.log
 clusters:
   - name: engines
-    {keys}
+    {cluster}
     backends:
 {backends}",
         directory = post.directory.display(),
@@ -238,9 +238,9 @@ mod tests {
         let nginx = nginx(&post(&engines));
         assert!(nginx.contains("server 127.0.0.1:1001;") && nginx.contains("server 127.0.0.1:1002;"));
         assert!(nginx.contains("listen 127.0.0.1:8080;") && nginx.contains("client_max_body_size 2000;"));
-        let kvway = kvway(&post(&engines), "127.0.0.1:9090".parse().unwrap(), "policy: pmc");
-        assert!(kvway.contains("{id: vllm-0, address: \"127.0.0.1:1001\"}"));
+        let kvway = kvway(&post(&engines), "127.0.0.1:9090".parse().unwrap(), "policy: pmc", ", weight: 2");
+        assert!(kvway.contains("{id: vllm-0, address: \"127.0.0.1:1001\", weight: 2}"));
         assert!(kvway.contains("\n    policy: pmc\n"));
-        assert!(kvway.contains("{id: vllm-1, address: \"127.0.0.1:1002\"}"));
+        assert!(kvway.contains("{id: vllm-1, address: \"127.0.0.1:1002\", weight: 2}"));
     }
 }

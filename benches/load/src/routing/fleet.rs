@@ -67,8 +67,9 @@ impl Fleet {
         for number in 0..ENGINES.count {
             let (id, address) = (format!("vllm-{number}"), free_address()?);
             let command = engine(&fleet.programs, &id, address);
-            let process = Process::spawn(&id, command, None, fleet.directory.path())
-                .context("the mock engine is needed: build it with `cargo build --release -p mocks`")?;
+            let process = Process::spawn(&id, command, None, fleet.directory.path()).context(
+                "the mock engine is needed: build it as this program was, with `cargo build -p mocks`",
+            )?;
             fleet.engines.push(process);
             fleet.addresses.push(address);
         }
@@ -92,12 +93,13 @@ impl Fleet {
         let (listen, admin) = (free_address()?, free_address()?);
         let directory = self.directory.path();
         let post = Post { listen, engines: &self.addresses, directory, body_bytes_max: BODY_BYTES_MAX };
-        let keys = format!("policy: {policy}\n    hash_header: {SESSION_HEADER}");
-        let configuration = kvway(&post, admin, &keys);
+        let cluster = format!("policy: {policy}\n    hash_header: {SESSION_HEADER}");
+        let backend = format!(", capacity_tokens: {}", ENGINES.capacity_tokens);
+        let configuration = kvway(&post, admin, &cluster, &backend);
         let mut command = Command::new(&self.programs.kvway);
         command.args(["run", "-c"]).arg(write(directory, "kvway.yaml", &configuration)?);
         let mut process = Process::spawn("kvway", command, None, directory)
-            .context("the gateway is needed: build it with `cargo build --release -p kvway`")?;
+            .context("the gateway is needed: build it as this program was, with `cargo build -p kvway`")?;
         ready(&mut process, admin, "/readyz").await?;
         Ok(Gateway { process, address: listen, configuration })
     }

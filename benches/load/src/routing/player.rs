@@ -133,3 +133,106 @@ fn chat(number: usize, messages: &[Message], max_tokens: u32) -> Vec<u8> {
     let session = format!("{SESSION_HEADER}: {number}\r\n");
     request(&Authority::from_static("engines.test"), &CHAT_PATH, &session, &body)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::{pending, ready};
+
+    use serde_json::Value;
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::super::plan::Turn;
+    use super::*;
+
+    /// Takes one connection after the other; keeps the body of each request, and gives it the next of `answers`.
+    async fn serve(
+        listener: TcpListener,
+        mut answers: impl Iterator<Item = String>,
+        seen: &RefCell<Vec<Value>>,
+    ) -> Infallible {
+        loop {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            let (mut length, mut line) = (0, String::new());
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line == "\r\n" {
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).await.unwrap();
+                    seen.borrow_mut().push(serde_json::from_slice(&body).unwrap());
+                    stream.write_all(answers.next().unwrap().as_bytes()).await.unwrap();
+                }
+                line.clear();
+            }
+        }
+    }
+
+    fn answer(text: &str) -> String {
+        let body = format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n\
+             data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":1}}}}\n\ndata: [DONE]\n\n"
+        );
+        format!("HTTP/1.1 200 OK\r\nx-served-by: a\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn busy() -> String {
+        "HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\n{}".to_owned()
+    }
+
+    fn session(questions: &[&str]) -> Session {
+        let turn = |question: &&str| Turn {
+            pause: Duration::from_millis(5),
+            question: (*question).into(),
+            answer_tokens: 1,
+        };
+        let opening = vec![Message::system("be brief".into())];
+        Session { start: Duration::ZERO, opening, turns: questions.iter().map(turn).collect() }
+    }
+
+    /// Plays sessions against a server with these answers; what it was asked, and the books.
+    async fn meet(
+        sessions: Vec<Session>,
+        answers: Vec<String>,
+        interrupt: impl Future<Output = ()>,
+    ) -> (Vec<Value>, Option<Tally>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = RefCell::default();
+        let played = tokio::select! {
+            played = play(Plan { sessions }, address, Duration::ZERO, interrupt) => played.unwrap(),
+            never = serve(listener, answers.into_iter(), &seen) => match never {},
+        };
+        (seen.into_inner(), played)
+    }
+
+    #[tokio::test]
+    async fn a_turn_sends_what_the_engine_answered_before() {
+        let answers = vec![answer("four"), answer("six")];
+        let (seen, tally) = meet(vec![session(&["2 + 2?", "3 + 3?"])], answers, pending()).await;
+        let said = |message: &Value| format!("{}: {}", message["role"].as_str().unwrap(), message["content"]);
+        let said: Vec<_> = seen[1]["messages"].as_array().unwrap().iter().map(said).collect();
+        let expected =
+            ["system: \"be brief\"", "user: \"2 + 2?\"", "assistant: \"four\"", "user: \"3 + 3?\""];
+        assert_eq!(said, expected);
+        assert_eq!(
+            (&seen[0]["stream"], &seen[0]["stream_options"]["include_usage"]),
+            (&true.into(), &true.into())
+        );
+        assert_eq!(tally.unwrap().so_far(), (2, None));
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_request_failed_is_over() {
+        let (seen, tally) = meet(vec![session(&["a", "b"])], vec![busy()], pending()).await;
+        assert_eq!((seen.len(), tally.unwrap().so_far()), (1, (0, Some("status 503"))));
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_window_has_no_books() {
+        let (_, tally) = meet(vec![session(&["a"])], Vec::new(), ready(())).await;
+        assert!(tally.is_none());
+    }
+}

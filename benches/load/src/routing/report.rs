@@ -92,8 +92,10 @@ impl Case {
         sessions_per_second: f64,
         rounds: Vec<(String, Vec<Outcome>)>,
     ) -> Self {
+        // After an interrupt there may be none.
+        let measured = rounds.into_iter().filter(|(_, rounds)| !rounds.is_empty());
         let policies: Vec<_> =
-            rounds.into_iter().map(|(policy, rounds)| Entry::new(policy, rounds, &FIGURES)).collect();
+            measured.map(|(policy, rounds)| Entry::new(policy, rounds, &FIGURES)).collect();
         let baselines = BASELINES.iter().filter_map(|name| policies.iter().find(|it| it.target == *name));
         let pairs = baselines.flat_map(|to| policies.iter().map(move |of| (of, to)));
         // One baseline is divided by the other once, and nothing by itself.
@@ -104,7 +106,7 @@ impl Case {
 
     /// Whether no window of it came to its end.
     pub(crate) fn is_empty(&self) -> bool {
-        self.outcomes().next().is_none()
+        self.policies.is_empty()
     }
 
     /// Every window.

@@ -55,8 +55,8 @@ impl Workload {
         }
     }
 
-    /// Sessions per second that round robin can just take before the fleet of `super::fleet`: with `--load 3
-    /// --policies round_robin`, `answers_per_second` divided by the turns of a session.
+    /// Sessions per second that round robin can just take before the fleet of `super::fleet`: `answers_per_second` of
+    /// `--policies round_robin --load 2`, divided by the turns of a session.
     pub(crate) fn round_robin_per_second(self) -> f64 {
         match self {
             Self::MultiTurn => multi_turn::ROUND_ROBIN_PER_SECOND,
@@ -78,8 +78,25 @@ fn arrivals(per_second: f64, length: Duration, random: &mut StdRng) -> Vec<Durat
     }
 }
 
+/// A text of so many tokens.
 fn text(random: &mut StdRng, tokens: usize) -> Rc<str> {
     filler(random, tokens * 4).into()
+}
+
+/// Lengths of questions: most are short, and most tokens are in long ones, as people have it.
+#[derive(Clone, Copy)]
+struct Octaves {
+    shortest_tokens: usize,
+    /// How often the shortest is doubled to reach the longest; all of them are as likely.
+    count: u32,
+}
+
+impl Octaves {
+    fn question(self, random: &mut StdRng) -> Rc<str> {
+        let least = self.shortest_tokens << random.random_range(0..self.count);
+        let tokens = random.random_range(least..2 * least);
+        text(random, tokens)
+    }
 }
 
 #[cfg(test)]
@@ -105,9 +122,11 @@ mod tests {
 
     #[test]
     fn the_seed_decides_a_plan() {
+        let length = Duration::from_secs(2);
+        let plan = |workload: &Workload, seed| workload.plan(10.0, length, &mut StdRng::seed_from_u64(seed));
         for workload in Workload::value_variants() {
-            assert_eq!(plan(*workload, 1), plan(*workload, 1), "{workload}");
-            assert_ne!(plan(*workload, 1), plan(*workload, 2), "{workload}");
+            assert_eq!(plan(workload, 1), plan(workload, 1), "{workload}");
+            assert_ne!(plan(workload, 1), plan(workload, 2), "{workload}");
         }
     }
 
@@ -121,6 +140,17 @@ mod tests {
         let longer_than_the_mean = gaps.iter().filter(|gap| **gap > 0.1).count();
         // Of an exponential distribution e⁻¹ is above the mean.
         assert!((150..300).contains(&longer_than_the_mean), "{longer_than_the_mean}");
+    }
+
+    #[test]
+    fn half_of_the_tokens_are_in_the_longest_questions() {
+        let octaves = Octaves { shortest_tokens: 16, count: 6 };
+        let mut random = StdRng::seed_from_u64(1);
+        let tokens: Vec<usize> = (0..2000).map(|_| octaves.question(&mut random).len() / 4).collect();
+        assert!(tokens.iter().all(|tokens| (16..1024).contains(tokens)));
+        let long = tokens.iter().filter(|tokens| **tokens >= 512);
+        assert!((250..420).contains(&long.clone().count()));
+        assert!(2 * long.sum::<usize>() > tokens.iter().sum::<usize>() * 9 / 10);
     }
 
     #[test]

@@ -10,17 +10,17 @@ use std::time::Duration;
 use rand::{Rng, rngs::StdRng};
 
 use super::super::plan::{Message, Plan, Session, Turn};
-use super::{arrivals, text};
+use super::{Octaves, arrivals, text};
 
 pub(super) const DESCRIPTION: &str = "conversations of 4 to 8 turns under one system prompt of 512 tokens; a first \
-     question of 300 to 1500 tokens, later ones of 40 to 300, answers of 16 to 48; 0.5 to 2 s from an answer to the \
+     question of 128 to 4096 tokens, later ones of 20 to 320, answers of 16 to 48; 0.5 to 2 s from an answer to the \
      next question";
-pub(super) const ROUND_ROBIN_PER_SECOND: f64 = 11.0;
+pub(super) const ROUND_ROBIN_PER_SECOND: f64 = 10.5;
 
 const SYSTEM_TOKENS: usize = 512;
 const TURNS: RangeInclusive<u32> = 4..=8;
-const FIRST_QUESTION_TOKENS: RangeInclusive<usize> = 300..=1500;
-const QUESTION_TOKENS: RangeInclusive<usize> = 40..=300;
+const FIRST_QUESTION: Octaves = Octaves { shortest_tokens: 128, count: 5 };
+const QUESTION: Octaves = Octaves { shortest_tokens: 20, count: 4 };
 const ANSWER_TOKENS: RangeInclusive<u32> = 16..=48;
 const PAUSE_SECONDS: RangeInclusive<f64> = 0.5..=2.0;
 /// About what an answer takes under load.
@@ -41,9 +41,7 @@ fn conversation(begun: f64, length: f64, system: &Rc<str>, random: &mut StdRng) 
     let mut session = Session { start: Duration::ZERO, opening, turns: Vec::new() };
     let mut due = begun;
     for number in 0..random.random_range(TURNS) {
-        let question_tokens = if number == 0 { FIRST_QUESTION_TOKENS } else { QUESTION_TOKENS };
-        let question_tokens = random.random_range(question_tokens);
-        let question = text(random, question_tokens);
+        let question = if number == 0 { FIRST_QUESTION } else { QUESTION }.question(random);
         let answer_tokens = random.random_range(ANSWER_TOKENS);
         let pause = random.random_range(PAUSE_SECONDS);
         if due < 0.0 {

@@ -7,15 +7,15 @@ use rand::distr::{Distribution, weighted::WeightedIndex};
 use rand::{Rng, rngs::StdRng};
 
 use super::super::plan::{Message, Plan, Session, Turn};
-use super::{arrivals, text};
+use super::{Octaves, arrivals, text};
 
-pub(super) const DESCRIPTION: &str = "single questions of 30 to 150 tokens under one of 12 system prompts of 3000 to \
+pub(super) const DESCRIPTION: &str = "single questions of 20 to 160 tokens under one of 12 system prompts of 3000 to \
      5000 tokens, the n-th most popular of which is asked 1/n as often as the first; answers of 16 to 48 tokens";
 pub(super) const ROUND_ROBIN_PER_SECOND: f64 = 110.0;
 
 const SYSTEM_PROMPTS: u32 = 12;
 const SYSTEM_TOKENS: RangeInclusive<usize> = 3000..=5000;
-const QUESTION_TOKENS: RangeInclusive<usize> = 30..=150;
+const QUESTION: Octaves = Octaves { shortest_tokens: 20, count: 3 };
 const ANSWER_TOKENS: RangeInclusive<u32> = 16..=48;
 
 pub(super) fn plan(per_second: f64, length: Duration, random: &mut StdRng) -> Plan {
@@ -30,10 +30,9 @@ pub(super) fn plan(per_second: f64, length: Duration, random: &mut StdRng) -> Pl
     let sessions = arrivals(per_second, length, random).into_iter().map(|start| {
         let chosen = popularity.as_ref().map_or(0, |popularity| popularity.sample(random));
         let opening = prompts.get(chosen).map(|prompt| Message::system(Rc::clone(prompt)));
-        let question_tokens = random.random_range(QUESTION_TOKENS);
         let turn = Turn {
             pause: Duration::ZERO,
-            question: text(random, question_tokens),
+            question: QUESTION.question(random),
             answer_tokens: random.random_range(ANSWER_TOKENS),
         };
         Session { start, opening: opening.into_iter().collect(), turns: vec![turn] }
