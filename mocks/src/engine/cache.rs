@@ -195,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn what_rests_takes_room_again_when_it_is_used() {
+        let mut cache = BlockCache::new(4);
+        run(&mut cache, &[1, 2]);
+        let other = cache.take(&[], 2).unwrap();
+        assert!(cache.take(&[1, 2], 3).is_none());
+        cache.release(&[], &other);
+        assert!(cache.take(&[1, 2], 3).is_some());
+    }
+
+    #[test]
     fn tokens_of_an_answer_push_out_what_rests() {
         let mut cache = BlockCache::new(4);
         run(&mut cache, &[1, 2, 3]);

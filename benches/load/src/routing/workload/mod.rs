@@ -106,6 +106,7 @@ mod tests {
     use rand::SeedableRng;
 
     use super::super::plan::{Message, Session};
+    use super::multi_turn::ANSWER_SECONDS;
     use super::*;
 
     const LENGTH: Duration = Duration::from_mins(1);
@@ -202,6 +203,11 @@ mod tests {
         assert!((100..300).contains(&first), "{first}");
         let per_second = f64::from(u32::try_from(plan.requests()).unwrap()) / LENGTH.as_secs_f64();
         assert!((50.0..70.0).contains(&per_second), "{per_second}");
+        let ends = plan.sessions.iter().map(|session| {
+            let later = session.turns.iter().skip(1).map(|turn| turn.pause.as_secs_f64() + ANSWER_SECONDS);
+            session.start.as_secs_f64() + later.sum::<f64>()
+        });
+        assert!(ends.clone().all(|end| end < 60.0) && ends.filter(|end| *end > 54.0).count() > 20);
         let distinct: HashSet<String> =
             plan.sessions.iter().map(|session| format!("{:?}", first_prompt(session))).collect();
         assert_eq!(distinct.len(), plan.sessions.len());

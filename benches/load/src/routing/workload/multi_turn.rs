@@ -24,7 +24,7 @@ const QUESTION: Octaves = Octaves { shortest_tokens: 20, count: 4 };
 const ANSWER_TOKENS: RangeInclusive<u32> = 16..=48;
 const PAUSE_SECONDS: RangeInclusive<f64> = 0.5..=2.0;
 /// About what an answer takes under load.
-const ANSWER_SECONDS: f64 = 1.0;
+pub(super) const ANSWER_SECONDS: f64 = 1.0;
 
 pub(super) fn plan(per_second: f64, length: Duration, random: &mut StdRng) -> Plan {
     let system = text(random, SYSTEM_TOKENS);
@@ -41,9 +41,10 @@ fn conversation(begun: f64, length: f64, system: &Rc<str>, random: &mut StdRng) 
     let mut session = Session { start: Duration::ZERO, opening, turns: Vec::new() };
     let mut due = begun;
     for number in 0..random.random_range(TURNS) {
+        let pause = if number == 0 { 0.0 } else { random.random_range(PAUSE_SECONDS) };
+        due += pause;
         let question = if number == 0 { FIRST_QUESTION } else { QUESTION }.question(random);
         let answer_tokens = random.random_range(ANSWER_TOKENS);
-        let pause = random.random_range(PAUSE_SECONDS);
         if due < 0.0 {
             let answer = text(random, answer_tokens as usize);
             session.opening.extend([Message::user(question), Message::assistant(answer)]);
@@ -53,7 +54,7 @@ fn conversation(begun: f64, length: f64, system: &Rc<str>, random: &mut StdRng) 
             }
             session.turns.push(Turn { pause: Duration::from_secs_f64(pause), question, answer_tokens });
         }
-        due += ANSWER_SECONDS + pause;
+        due += ANSWER_SECONDS;
     }
     session
 }
