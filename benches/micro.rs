@@ -1,16 +1,23 @@
 //! Microbenchmarks of the pure stages: what a request costs before anything is sent. `make micro`; no part of the tests.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use kvway::config;
-use kvway::proxy::key::Secret;
+use kvway::app::App;
+use kvway::config::{self, Config};
+use kvway::proxy::decision::Decision;
+use kvway::proxy::demand::Demand;
+use kvway::proxy::hint::{Hint, Why};
+use kvway::proxy::key::{Pseudonyms, Secret};
 use kvway::proxy::prefix::Settings;
 use kvway::proxy::prompt::{self, Reading};
+use kvway::state::blocks::BlockKey;
 use kvway::state::hotness::Hotness;
+use kvway::state::recent::Recent;
 use kvway::state::tokens::{Counters, PromptKey, TokenCache, Tokens};
 use prometheus::IntCounter;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 const WINDOW: Duration = Duration::from_mins(5);
@@ -152,6 +159,40 @@ fn prompts(criterion: &mut Criterion) {
     }
 }
 
+/// A choice among backends for a prompt that none has seen, alone and with its decision kept; and what stands for the keys of
+/// as many blocks as a line of the access log has by default.
+fn decisions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision");
+    let keys: Arc<[BlockKey]> = (0..1024).map(|block| BlockKey(u64::MAX / (block + 1))).collect();
+    let demand = Demand { tokens: 262_144, block_tokens: 256, keys: Arc::clone(&keys) };
+    let (hint, now) = (Hint::none(Why::Off), Instant::now());
+    for backends in [8, 64] {
+        let list: Vec<String> =
+            (1..=backends).map(|n| format!("{{id: b{n}, address: \"127.0.0.1:{n}\"}}")).collect();
+        let text =
+            format!("log: {{access: \"off\"}}\nclusters: [{{name: a, backends: [{}]}}]", list.join(", "));
+        let config = Config::parse(&text, "bench", &|_| None).expect("a valid configuration");
+        let app = App::new(config).expect("valid parts");
+        let cluster = &app.clusters()[0];
+        let choose = || {
+            let candidates = cluster.candidates(&[], false, black_box(&demand), &hint, now);
+            cluster.choose(candidates, &hint, &[], 7)
+        };
+        group.bench_function(format!("choose/{backends}"), |bencher| bencher.iter(choose));
+        let recent = Recent::new(256);
+        group.bench_function(format!("choose-and-keep/{backends}"), |bencher| {
+            bencher.iter(|| {
+                let choice = choose();
+                let (cluster, model) = (Arc::clone(cluster), Some("meta-llama/Llama-3.1-8B".to_owned()));
+                let time = SystemTime::now();
+                recent.record(|| Decision::new(cluster, model, &demand, hint.clone(), choice, time));
+            });
+        });
+    }
+    let pseudonyms = Pseudonyms::new([7; 32], keys.len());
+    group.bench_function("pseudonyms/1024", |bencher| bencher.iter(|| pseudonyms.of(black_box(&keys))));
+}
+
 fn main() {
     let times =
         Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
@@ -159,5 +200,6 @@ fn main() {
     hotness(&mut criterion);
     token_cache(&mut criterion);
     prompts(&mut criterion);
+    decisions(&mut criterion);
     criterion.final_summary();
 }

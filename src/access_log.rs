@@ -2,12 +2,13 @@
 //!
 //! `proxy` hands over an [`Entry`] at the end of each request; it becomes a line in a bounded buffer, which one thread of
 //! its own writes every 100 ms, so that no request waits for a disk and none wakes a thread. When the buffer is
-//! full the line is dropped and counted. No prompt, header, query or key is part of an entry.
+//! full the line is dropped and counted. No prompt, header, query or key is part of an entry; where blocks are told, they
+//! have pseudonyms.
 
 use crate::config;
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub struct Entry<'a> {
     pub answer_bytes: usize,
     /// From the header to the end of the request's body.
     pub body_ms: f64,
-    /// From the header to the first byte of the answer's body.
+    /// From the header to the first token: the first data of a stream, the header of any other answer; none without success.
     pub first_token_ms: Option<f64>,
     /// From the header to the end.
     pub total_ms: f64,
@@ -69,6 +70,26 @@ pub struct Entry<'a> {
     pub cached_tokens: Option<u64>,
     /// Tokens generated.
     pub completion_tokens: Option<u64>,
+    /// Tokens of the prompt as its backend was chosen by them: counted or estimated, by the gateway.
+    pub prefix_tokens: Option<usize>,
+    /// Tokens of one of its blocks.
+    pub block_tokens: Option<usize>,
+    /// Pseudonyms of its blocks, from its start; as many as are told of one prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_keys: Option<&'a [Hex]>,
+}
+
+/// Fields that the text form leaves out.
+const JSON_ONLY: [&str; 2] = ["block_tokens", "block_keys"];
+
+/// A number that is told as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hex(pub u64);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:016x}", self.0))
+    }
 }
 
 #[derive(Default)]
@@ -207,7 +228,8 @@ fn write_text(out: &mut Vec<u8>, entry: &Entry<'_>) -> serde_json::Result<()> {
     let serde_json::Value::Object(fields) = serde_json::to_value(entry)? else {
         return Ok(());
     };
-    for (at, (key, value)) in fields.iter().enumerate() {
+    let fields = fields.iter().filter(|(key, _)| !JSON_ONLY.contains(&key.as_str()));
+    for (at, (key, value)) in fields.enumerate() {
         if at > 0 {
             out.push(b' ');
         }
@@ -233,11 +255,15 @@ mod tests {
     use crate::config::{AccessLog as Format, Log};
 
     fn lines(access: Format, path: &str) -> Vec<String> {
+        logged(access, &Entry { path, status: 200, retried: &["stale"], ..Entry::default() })
+    }
+
+    fn logged(access: Format, entry: &Entry<'_>) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let dropped = IntCounter::new("dropped", "dropped").unwrap();
         let settings = Log { access, file: Some(file.path().to_owned()), ..Log::default() };
         let log = AccessLog::open(&settings, dropped).unwrap();
-        log.write(&Entry { path, status: 200, retried: &["stale"], ..Entry::default() });
+        log.write(entry);
         log.close();
         std::fs::read_to_string(file.path()).unwrap().lines().map(str::to_owned).collect()
     }
@@ -257,6 +283,27 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(value["status"], 200);
         assert_eq!(value["retried"][0], "stale");
-        assert!(value["backend"].is_null());
+        assert!(value["backend"].is_null() && value.get("block_keys").is_none());
+    }
+
+    #[test]
+    fn the_longest_list_of_blocks_is_one_line_and_no_part_of_text() {
+        let blocks = vec![Hex(0xf); 65536];
+        let entry = Entry {
+            prefix_tokens: Some(7),
+            block_tokens: Some(3),
+            block_keys: Some(&blocks),
+            ..Entry::default()
+        };
+        let json = logged(Format::Json, &entry);
+        assert!(json[0].len() < BUFFER_BYTES_MAX / 2, "{}", json[0].len());
+        let value: serde_json::Value = serde_json::from_str(&json[0]).unwrap();
+        assert_eq!(
+            (value["block_keys"].as_array().unwrap().len(), &value["block_tokens"]),
+            (65536, &3.into())
+        );
+        assert_eq!(value["block_keys"][65535], "000000000000000f");
+        let text = logged(Format::Text, &entry);
+        assert!(text[0].contains("prefix_tokens=7") && !text[0].contains("block_"), "{text:?}");
     }
 }

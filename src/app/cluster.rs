@@ -3,6 +3,7 @@
 //! Called by [`super::App::new`].
 
 use super::{AppError, base_url};
+use crate::background::capacity::{CapacityService, Engine};
 use crate::background::jobs::JobsService;
 use crate::background::load::LoadService;
 use crate::background::{probe, strategy};
@@ -14,7 +15,7 @@ use crate::proxy::balancer::Balancer;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::hint::{Hints, Why};
 use crate::proxy::key::Secret;
-use crate::proxy::peer::{FOLLOWED, Rules};
+use crate::proxy::peer::{FOLLOWED, Reason, Rules};
 use crate::proxy::upstream::Upstream;
 use crate::state::blocks::Blocks;
 use crate::state::fleet::Fleet;
@@ -25,7 +26,7 @@ use crate::state::lifecycle::Lifecycle;
 use crate::state::load::Loads;
 use crate::state::ratio::Ratios;
 use crate::state::tokens::{Counters, TokenCache};
-use crate::state::trust::Trust;
+use crate::state::trust::{Source, Trust};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -48,7 +49,8 @@ pub(super) fn build(
         |backend: &config::Backend| metrics.backend(&cluster.name, &backend.id, &backend.address);
     let capacity = |backend: &config::Backend| backend.capacity_tokens.unwrap_or(CAPACITY_TOKENS);
     let capacities: Vec<usize> = cluster.backends.iter().map(capacity).collect();
-    let routing = metrics.routing(&cluster.name);
+    let (reasons, sources) = (Reason::ALL.map(Reason::name), Source::ALL.map(Source::name));
+    let routing = metrics.routing(&cluster.name, reasons.into_iter(), sources.into_iter());
     Ok(Cluster {
         rules: Rules {
             policy: cluster.policy,
@@ -74,9 +76,26 @@ pub(super) fn build(
         )),
         upstreams,
         metrics: metrics.cluster(&cluster.name),
+        routing,
         backend_metrics: cluster.backends.iter().map(of_backend).collect(),
         fleet,
     })
+}
+
+/// What reads how much the engines of a cluster hold.
+pub(super) fn capacity_service(config: &config::Cluster, cluster: &Cluster) -> CapacityService {
+    let engine = |backend: &config::Backend| Engine {
+        base: base_url(backend),
+        api_key: backend.api_key.clone(),
+        capacity_is_configured: backend.capacity_tokens.is_some(),
+    };
+    CapacityService::new(
+        Arc::clone(&cluster.fleet),
+        config.backends.iter().map(engine).collect(),
+        Arc::clone(&cluster.blocks),
+        config.models_period,
+        cluster.routing.clone(),
+    )
 }
 
 /// What works in the background for a cluster with `kvcache`: on the jobs that requests hand over, and, where its strategy
@@ -149,8 +168,10 @@ fn hints(
         Arc::new(Breaker::new(name, &cluster.name, &config.circuit_breaker, transitions))
     };
     let lmcache_breaker = breaker("lmcache");
-    let lmcache = Lmcache::new(&config, Arc::clone(&lmcache_breaker))
-        .map_err(|source| AppError::Client { cluster: cluster.name.clone(), source })?;
+    let lmcache = || {
+        Lmcache::new(&config, Arc::clone(&lmcache_breaker))
+            .map_err(|source| AppError::Client { cluster: cluster.name.clone(), source })
+    };
     let counters = Counters {
         hits: metrics.token_cache.hits.clone(),
         misses: metrics.token_cache.misses.clone(),
@@ -167,7 +188,8 @@ fn hints(
         )),
         tokens: Arc::new(TokenCache::new(&config.token_cache, counters)),
         inbox: Inbox::new(config.queue_jobs_max, jobs_bytes_max),
-        lmcache: Arc::new(lmcache),
+        lmcache: Arc::new(lmcache()?),
+        lmcache_for_explain: lmcache()?,
         lmcache_breaker,
         tokenizer_breaker: breaker("tokenizer"),
         instances: instances.map(|(index, backend)| (instance(backend), index)).collect(),

@@ -7,6 +7,7 @@ mod status;
 
 use crate::access_log::AccessLog;
 use crate::admin::Admin;
+use crate::background::capacity::CapacityService;
 use crate::background::jobs::JobsService;
 use crate::background::load::LoadService;
 use crate::background::models::{ModelsService, Source};
@@ -16,8 +17,9 @@ use crate::metrics::Metrics;
 use crate::proxy::Gateway;
 use crate::proxy::cluster::Cluster;
 use crate::proxy::connection::HeaderLimits;
+use crate::proxy::decision::Decision;
 use crate::proxy::guard::{Connections, Guard};
-use crate::proxy::key::Secret;
+use crate::proxy::key::{Pseudonyms, Secret};
 use crate::proxy::prefix;
 use crate::proxy::prompt::Reading;
 use crate::proxy::retry::RetryBudget;
@@ -26,6 +28,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::state::budget::Budget;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::models::ModelList;
+use crate::state::recent::Recent;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::ListenerConfig;
@@ -111,6 +114,7 @@ pub struct App {
     config: Config,
     clusters: Vec<Arc<Cluster>>,
     secret: Secret,
+    pseudonyms: Option<Pseudonyms>,
     /// See [`Lifecycle`].
     pub lifecycle: Arc<Lifecycle>,
     /// All metrics.
@@ -119,6 +123,8 @@ pub struct App {
     pub models: Arc<ModelList>,
     /// Body bytes held.
     pub budget: Arc<Budget>,
+    /// The last decisions.
+    pub decisions: Arc<Recent<Decision>>,
     /// Client connections.
     pub connections: Arc<Connections>,
     access_log: AccessLog,
@@ -135,17 +141,19 @@ impl App {
         let metrics = Metrics::new()?;
         let metrics = if config.admin.pixiu_metrics { metrics.with_pixiu_names()? } else { metrics };
         let metrics = Arc::new(metrics);
-        let secret = Secret::new(rand::random());
+        let (secret, log) = (Secret::new(rand::random()), &config.log);
         let clusters =
             config.clusters.iter().map(|it| cluster::build(it, &config, secret, &metrics).map(Arc::new));
         Ok(Self {
             clusters: clusters.collect::<Result<_, _>>()?,
             secret,
+            pseudonyms: log.tells_blocks().then(|| Pseudonyms::new(rand::random(), log.block_keys_max)),
             lifecycle: Lifecycle::new(),
             models: ModelList::new(config.clusters.len()),
             budget: Budget::new(config.limits.buffered_bytes_max),
+            decisions: Arc::new(Recent::new(config.admin.decisions_kept())),
             connections: Connections::new(&config.limits),
-            access_log: AccessLog::open(&config.log, metrics.access_log_dropped.clone())
+            access_log: AccessLog::open(log, metrics.access_log_dropped.clone())
                 .map_err(AppError::AccessLog)?,
             metrics,
             config,
@@ -158,11 +166,10 @@ impl App {
         &self.clusters
     }
 
-    /// A data plane, to be put behind a listener; `h2c`: whether it takes HTTP/2 without TLS.
-    #[must_use]
-    pub fn guard(&self, server_conf: &Arc<ServerConf>, h2c: bool) -> Guard {
+    /// What requests share.
+    fn gateway(&self) -> Gateway {
         let index = |name: &str| self.clusters.iter().position(|cluster| cluster.name() == name);
-        let gateway = Gateway {
+        Gateway {
             limits: self.config.limits.clone(),
             timeouts: self.config.timeouts.clone(),
             retries: self.config.retries.clone(),
@@ -173,11 +180,18 @@ impl App {
             retry_budget: RetryBudget::new(self.config.retries.budget_ratio),
             budget: Arc::clone(&self.budget),
             models: Arc::clone(&self.models),
+            decisions: Arc::clone(&self.decisions),
             lifecycle: Arc::clone(&self.lifecycle),
             metrics: Arc::clone(&self.metrics),
             access_log: self.access_log.clone(),
-        };
-        let mut proxy = http_proxy(server_conf, gateway);
+            pseudonyms: self.pseudonyms.clone(),
+        }
+    }
+
+    /// A data plane, to be put behind a listener; `h2c`: whether it takes HTTP/2 without TLS.
+    #[must_use]
+    pub fn guard(&self, server_conf: &Arc<ServerConf>, h2c: bool) -> Guard {
+        let mut proxy = http_proxy(server_conf, self.gateway());
         let mut options = HttpServerOptions::default();
         options.h2c = h2c;
         options.h2_idle_timeout = Some(self.config.timeouts.idle);
@@ -192,14 +206,15 @@ impl App {
         Guard::new(Arc::new(proxy), Arc::clone(&self.connections), header_limits, refused)
     }
 
-    /// Prompts are keyed where a cluster makes use of keys.
+    /// Prompts are keyed where a cluster or the access log makes use of keys.
     fn reading(&self) -> Reading {
         let on =
             || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
         Reading {
             secret: on().next().map(|_| self.secret),
             text: on().any(pins),
-            blocks: self.config.clusters.iter().any(needs_blocks).then(|| self.blocks()),
+            blocks: (self.config.log.tells_blocks() || self.config.clusters.iter().any(needs_blocks))
+                .then(|| self.blocks()),
         }
     }
 
@@ -237,15 +252,28 @@ impl App {
         clusters.filter_map(|(config, cluster)| cluster::services(config, cluster, &self.lifecycle)).collect()
     }
 
+    /// What reads how much the engines hold, one service per cluster.
+    #[must_use]
+    pub fn capacity_services(&self) -> Vec<CapacityService> {
+        let clusters = self.config.clusters.iter().zip(&self.clusters);
+        clusters.map(|(config, cluster)| cluster::capacity_service(config, cluster)).collect()
+    }
+
     /// The admin application.
     #[must_use]
     pub fn admin(self: &Arc<Self>) -> Admin {
-        let (for_metrics, for_state) = (Arc::clone(self), Arc::clone(self));
+        let gateway = Arc::new(self.gateway());
+        let [for_metrics, for_state, for_decisions] = [(); 3].map(|()| Arc::clone(self));
         Admin {
             lifecycle: Arc::clone(&self.lifecycle),
             token: self.config.admin.token.clone(),
             metrics: Box::new(move || for_metrics.render_metrics()),
             state: Box::new(move || for_state.render_state()),
+            decisions: Box::new(move || for_decisions.render_decisions()),
+            explain: Box::new(move |session| {
+                let gateway = Arc::clone(&gateway);
+                Box::pin(async move { gateway.explain(session).await })
+            }),
         }
     }
 
@@ -284,6 +312,9 @@ impl App {
             readiness.add_dependency(&handle);
         }
         server.add_service(GenBackgroundService::new("models".to_owned(), Arc::new(self.models_service())));
+        for capacity in self.capacity_services() {
+            server.add_service(GenBackgroundService::new("capacity".to_owned(), Arc::new(capacity)));
+        }
         for (jobs, load) in self.kvcache_services() {
             server.add_service(GenBackgroundService::new("kvcache".to_owned(), Arc::new(jobs)));
             if let Some(load) = load {

@@ -222,6 +222,9 @@ impl Default for Health {
 /// Tokens that a backend's cache is taken to hold while nobody says otherwise.
 pub const CAPACITY_TOKENS: usize = 500_000;
 
+/// More tokens than any cache holds.
+pub const CAPACITY_TOKENS_MAX: usize = 1_000_000_000;
+
 fn hash_prefix_blocks() -> usize {
     4
 }

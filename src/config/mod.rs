@@ -39,7 +39,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use cluster::{Backend, BackendTls, Balancing, CAPACITY_TOKENS, Cluster, HashBy, Health, Policy};
+pub use cluster::{
+    Backend, BackendTls, Balancing, CAPACITY_TOKENS, CAPACITY_TOKENS_MAX, Cluster, HashBy, Health, Policy,
+};
 pub use error::ConfigError;
 pub use kvcache::{CacheStrategy, CircuitBreaker, EvictWith, KvCache, LmcacheApi, Retry, TokenCache};
 pub use limits::{Limits, Retries, RetryOn, Timeouts};

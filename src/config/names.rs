@@ -50,7 +50,7 @@ macro_rules! readable {
     };
 }
 
-readable!(Tokens, usize, super::values::integer::<1, 1_000_000_000, _>);
+readable!(Tokens, usize, super::values::integer::<1, { super::cluster::CAPACITY_TOKENS_MAX }, _>);
 readable!(ListenAddress, SocketAddr, listen_address);
 readable!(FilePath, PathBuf, path);
 readable!(Header, HeaderName, header_name);

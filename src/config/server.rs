@@ -81,7 +81,7 @@ pub(super) fn listeners() -> Vec<Listener> {
     vec![Listener { address, h2c: true, tls: None }]
 }
 
-/// The admin listener: metrics, health, state.
+/// The admin listener: metrics, health, state, decisions.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
@@ -92,6 +92,9 @@ pub struct Admin {
     pub token: Option<Secret>,
     /// Whether tries are counted as dubbo-go-pixiu counts them, too: `pixiu_llm_upstream_requests_total`.
     pub pixiu_metrics: bool,
+    /// Decisions that `/decisions` tells, of all clusters; 0 = none.
+    #[serde(deserialize_with = "values::integer::<0, 4096, _>")]
+    pub decisions_max: usize,
 }
 
 impl Default for Admin {
@@ -100,12 +103,21 @@ impl Default for Admin {
             address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
             token: None,
             pixiu_metrics: false,
+            decisions_max: 256,
         }
     }
 }
 
+impl Admin {
+    /// Decisions that are kept: none where nobody can ask for them.
+    #[must_use]
+    pub fn decisions_kept(&self) -> usize {
+        self.address.map_or(0, |_| self.decisions_max)
+    }
+}
+
 /// What is logged, and where.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// The form of the access log.
@@ -115,6 +127,32 @@ pub struct Log {
     /// The file of the access log; `None` = standard output.
     #[serde(deserialize_with = "names::optional::<_, names::FilePath, _>")]
     pub file: Option<PathBuf>,
+    /// Whether the access log, as JSON, tells the blocks of each prompt by pseudonyms: equal ones stand for equal beginnings of
+    /// prompts, in the lines of one process.
+    pub block_keys: bool,
+    /// The blocks of one prompt that are told, from its start.
+    #[serde(deserialize_with = "values::integer::<1, 65536, _>")]
+    pub block_keys_max: usize,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            access: AccessLog::default(),
+            level: Level::default(),
+            file: None,
+            block_keys: false,
+            block_keys_max: 1024,
+        }
+    }
+}
+
+impl Log {
+    /// Whether the blocks of prompts are told: they are wanted, and the form of the access log has room for them.
+    #[must_use]
+    pub fn tells_blocks(&self) -> bool {
+        self.block_keys && self.access == AccessLog::Json
+    }
 }
 
 /// The form of the access log.

@@ -25,6 +25,8 @@ pub enum By {
     Request,
     /// A job in the background.
     Background,
+    /// Who asks what would be chosen.
+    Explain,
 }
 
 impl By {
@@ -32,6 +34,7 @@ impl By {
         match self {
             Self::Request => "request",
             Self::Background => "background",
+            Self::Explain => "explain",
         }
     }
 }

@@ -7,7 +7,7 @@ mod kvcache;
 mod routing;
 
 pub use kvcache::{By, HotnessMetrics, KvCacheMetrics, TokenCacheMetrics};
-pub use routing::RoutingMetrics;
+pub use routing::{RoutingMetrics, Shadow};
 
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -35,7 +35,7 @@ pub struct Metrics {
     pub upstream_requests: IntCounterVec,
     /// The same under the name that dubbo-go-pixiu gives them, if asked for.
     pixiu_requests: Option<IntCounterVec>,
-    /// Time from the request's header to the first byte of the answer's body.
+    /// Time from the request's header to the first token: the first data of a stream, the header of any other answer.
     pub first_token_seconds: HistogramVec,
     /// Time between two chunks of a stream.
     pub token_gap_seconds: HistogramVec,
@@ -133,7 +133,7 @@ impl Metrics {
             pixiu_requests: None,
             first_token_seconds: make.histograms(
                 "first_token_seconds",
-                "Time from the request's header to the first byte of the answer's body.",
+                "Time from the request's header to the first data of a stream, or the header of another answer.",
                 &["cluster", "backend"],
                 SECONDS,
             )?,
@@ -229,10 +229,15 @@ impl Metrics {
         self.kvcache.cluster(cluster)
     }
 
-    /// The handles of one cluster's routing.
+    /// The handles of one cluster's routing, for these reasons of a choice and sources of what is believed.
     #[must_use]
-    pub fn routing(&self, cluster: &str) -> RoutingMetrics {
-        self.routing.cluster(cluster)
+    pub fn routing(
+        &self,
+        cluster: &str,
+        reasons: impl Iterator<Item = &'static str>,
+        sources: impl Iterator<Item = &'static str>,
+    ) -> RoutingMetrics {
+        self.routing.cluster(cluster, reasons, sources)
     }
 
     /// Everything in the Prometheus text format.

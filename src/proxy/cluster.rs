@@ -5,14 +5,15 @@
 use super::balancer::Balancer;
 use super::demand::Demand;
 use super::hint::{Hint, Hints};
-use super::peer::{Candidate, Rules};
+use super::peer::{self, Candidate, Peer, Rules};
+use super::prompt::Prompt;
 use super::upstream::Upstream;
 use crate::config::Balancing;
-use crate::metrics::{BackendMetrics, ClusterMetrics};
-use crate::state::blocks::Blocks;
-use crate::state::fleet::{Backend, Fleet};
+use crate::metrics::{BackendMetrics, ClusterMetrics, RoutingMetrics};
+use crate::state::blocks::{BlockKey, Blocks};
+use crate::state::fleet::{Absence, Backend, Fleet};
 use crate::state::ratio::Ratios;
-use crate::state::trust::Trust;
+use crate::state::trust::{Source, Trust};
 use http::HeaderName;
 use pingora::http::RequestHeader;
 use std::net::IpAddr;
@@ -48,8 +49,33 @@ pub struct Cluster {
     pub upstreams: Vec<Upstream>,
     /// The metrics of the cluster.
     pub metrics: ClusterMetrics,
+    /// The metrics of its routing.
+    pub routing: RoutingMetrics,
     /// The metrics of each backend, by index.
     pub backend_metrics: Vec<BackendMetrics>,
+}
+
+/// One choice among candidates, with all that it went by beside the hint.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Those that could be chosen, in configuration order.
+    pub candidates: Vec<Candidate>,
+    /// What Pingora's balancer would have taken.
+    pub pick: Option<usize>,
+    /// What chance went by.
+    pub random: u64,
+    /// The backend chosen; `None` = there was no candidate.
+    pub peer: Option<Peer>,
+}
+
+impl Choice {
+    /// The backend chosen, and what was known of it.
+    #[must_use]
+    pub fn chosen(&self) -> Option<(Peer, Candidate)> {
+        let peer = self.peer?;
+        let candidate = self.candidates.iter().find(|candidate| candidate.index == peer.index)?;
+        Some((peer, *candidate))
+    }
 }
 
 impl Cluster {
@@ -65,7 +91,7 @@ impl Cluster {
         self.fleet
             .backends()
             .iter()
-            .any(|backend| takes_requests(backend) && (same_allowed || !tried.contains(&backend.index)))
+            .any(|backend| absence(backend).is_none() && (same_allowed || !tried.contains(&backend.index)))
     }
 
     /// The backends that may take a try now: present, with a known address, not among `tried`. Where none is left and
@@ -84,7 +110,9 @@ impl Cluster {
             if self.rules.policy.weighs_caches() { self.blocks.held(&demand.keys) } else { Vec::new() };
         let candidate = |backend: &Arc<Backend>| {
             let (index, load) = (backend.index, backend.load(now));
-            let said = demand.said(index, held.get(index).copied().unwrap_or_default(), hint);
+            let blocks = held.get(index).copied().unwrap_or_default();
+            let in_flight = hint.names(index) && self.is_in_flight(index, &demand.keys, blocks);
+            let said = demand.said(index, blocks, in_flight, hint);
             let cached = Demand::believe(said, index, &self.trust);
             Candidate {
                 index,
@@ -96,10 +124,53 @@ impl Cluster {
                 source: cached.source,
             }
         };
-        let present = || self.fleet.backends().iter().filter(|backend| takes_requests(backend));
+        let present = || self.fleet.backends().iter().filter(|backend| absence(backend).is_none());
         let fresh: Vec<_> =
             present().filter(|backend| !tried.contains(&backend.index)).map(candidate).collect();
         if fresh.is_empty() && same_allowed { present().map(candidate).collect() } else { fresh }
+    }
+
+    /// Whether the last of the first `held` blocks is at a backend because of a try in flight.
+    fn is_in_flight(&self, backend: usize, keys: &[BlockKey], held: usize) -> bool {
+        let last = held.checked_sub(1).and_then(|at| keys.get(at));
+        last.is_some_and(|key| self.blocks.is_expected(backend, *key))
+    }
+
+    /// Takes what LMCache says is not there out of the shadows, where it is trusted. Only the largest of its counts says
+    /// what is not there: a controller credits each chunk to one holder, so that others may have more than they are
+    /// credited with, but nobody more than the most.
+    pub fn correct(&self, demand: &Demand, hint: &Hint) {
+        let Some(most) = hint.matches.iter().map(|found| found.tokens).max() else { return };
+        let blocks = most.div_ceil(demand.block_tokens.max(1));
+        for found in hint.matches.iter().filter(|found| found.tokens == most) {
+            if self.trust.is_trusted(found.index, Source::Lmcache) {
+                self.blocks.truncate(found.index, &demand.keys, blocks);
+            }
+        }
+    }
+
+    /// The backends that take no requests now, and why.
+    pub fn absent(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.fleet.backends().iter().filter_map(|backend| Some((backend.id.as_str(), absence(backend)?)))
+    }
+
+    /// What a body of `body_bytes` demands of whoever answers it, where `prompt` was read from it and `hint` found for it.
+    #[must_use]
+    pub fn demand(&self, prompt: &Prompt, hint: &Hint, body_bytes: usize) -> Demand {
+        let ratio = self.ratios.get(prompt.model.as_deref().unwrap_or_default());
+        if self.rules.policy.weighs_caches() || prompt.prefix.is_some() {
+            Demand::of(prompt, hint.prompt_tokens, ratio)
+        } else {
+            Demand::of_unread(body_bytes, ratio)
+        }
+    }
+
+    /// Chooses among `candidates`; `random` decides where chance does. Where the balancer goes by turns, this is one.
+    #[must_use]
+    pub fn choose(&self, candidates: Vec<Candidate>, hint: &Hint, hash_key: &[u8], random: u64) -> Choice {
+        let pick = self.pick(&candidates, hash_key);
+        let peer = peer::choose(self.rules, &candidates, hint, pick, random);
+        Choice { candidates, pick, random, peer }
     }
 
     /// What `consistent_hash` goes by: the session, the prompt's prefix or the client; empty where nothing is hashed.
@@ -122,14 +193,15 @@ impl Cluster {
     }
 
     /// What Pingora's balancer would take among `candidates`.
-    #[must_use]
-    pub fn pick(&self, candidates: &[Candidate], hash_key: &[u8]) -> Option<usize> {
+    fn pick(&self, candidates: &[Candidate], hash_key: &[u8]) -> Option<usize> {
         let draws_max = self.upstreams.len() * DRAWS_PER_BACKEND;
         let is_candidate = |index| candidates.iter().any(|candidate| candidate.index == index);
         self.balancer.pick(hash_key, draws_max, is_candidate)
     }
 }
 
-fn takes_requests(backend: &Backend) -> bool {
-    backend.absence().is_none() && backend.resolved().is_some()
+/// Why a backend takes no requests now; `None` = it does.
+fn absence(backend: &Backend) -> Option<&'static str> {
+    let unresolved = || backend.resolved().is_none().then_some("unresolved");
+    backend.absence().map(Absence::name).or_else(unresolved)
 }

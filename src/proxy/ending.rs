@@ -25,14 +25,12 @@ impl RequestCtx {
         let total = self.started.elapsed();
         let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
         gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
-        let first_token = self.observer.first_chunk.map(|at| at.duration_since(self.started));
+        let first_token = self.observer.first_token.map(|at| at.duration_since(self.started));
         if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
             metrics.first_token_seconds.observe(first_token.as_secs_f64());
         }
         let usage = self.observer.usage();
-        if let Some(usage) = &usage {
-            self.learn(usage);
-        }
+        self.learn(usage.as_ref());
         if let Some(cluster) = &self.cluster {
             if let Some((hints, peer)) = cluster.hints.as_ref().zip(self.peer) {
                 hints.metrics.hint(peer.hint_name());
@@ -48,6 +46,8 @@ impl RequestCtx {
             return;
         }
         let request = session.req_header();
+        let prefix = Some(&self.demand).filter(|demand| demand.block_tokens > 0);
+        let blocks = gateway.pseudonyms.as_ref().zip(prefix).map(|(names, prefix)| names.of(&prefix.keys));
         let backends = self.cluster.as_ref().map(|cluster| cluster.fleet.backends());
         gateway.access_log.write(&Entry {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -74,6 +74,9 @@ impl RequestCtx {
             prompt_tokens: usage.and_then(|usage| usage.prompt_tokens),
             cached_tokens: usage.and_then(|usage| usage.cached_tokens()),
             completion_tokens: usage.and_then(|usage| usage.completion_tokens),
+            prefix_tokens: prefix.map(|prefix| prefix.tokens),
+            block_tokens: prefix.map(|prefix| prefix.block_tokens),
+            block_keys: blocks.as_deref(),
         });
     }
 
@@ -92,21 +95,26 @@ impl RequestCtx {
         }
     }
 
-    /// What the engine reported tells how far what was believed is true.
-    fn learn(&self, usage: &Usage) {
+    /// What was generated takes room, and what the engine reported tells how far what was believed is true.
+    fn learn(&self, usage: Option<&Usage>) {
         let Some((cluster, candidate)) = self.cluster.as_ref().zip(self.candidate) else { return };
         let count = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
+        let weighs_caches = cluster.rules.policy.weighs_caches();
+        if weighs_caches && self.observer.first_token.is_some() {
+            cluster.blocks.spend(candidate.index, count(self.observer.generated_tokens()));
+        }
+        let Some(usage) = usage else { return };
         if let Some((prefix, tokens)) = self.prompt.prefix.as_ref().zip(usage.prompt_tokens) {
             let model = self.prompt.model.as_deref().unwrap_or_default();
             cluster.ratios.learn(model, prefix.bytes, count(tokens));
         }
-        if let Some(tokens) = usage.completion_tokens {
-            cluster.blocks.spend(candidate.index, count(tokens));
+        let Some(actual) = usage.cached_tokens() else { return };
+        if weighs_caches || candidate.said.lmcache.is_some() {
+            cluster.routing.reported_cached_tokens.inc_by(actual);
         }
-        if let Some(actual) = usage.cached_tokens() {
-            for (source, predicted) in candidate.said.by_source() {
-                cluster.trust.learn(candidate.index, source, predicted, count(actual));
-            }
+        for (source, predicted) in candidate.said.by_source() {
+            cluster.trust.learn(candidate.index, source, predicted, count(actual));
+            cluster.routing.predicted_cached_tokens[source as usize].inc_by(predicted as u64);
         }
     }
 }

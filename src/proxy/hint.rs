@@ -135,6 +135,12 @@ impl Hint {
         let why = matches.is_empty().then_some(Why::NoMatch);
         Self { matches, why, prompt_tokens: None }
     }
+
+    /// Whether something is said of this backend.
+    #[must_use]
+    pub fn names(&self, backend: usize) -> bool {
+        self.matches.iter().any(|found| found.index == backend)
+    }
 }
 
 /// What a cluster's requests ask about caches, and of whom.
@@ -151,6 +157,8 @@ pub struct Hints {
     pub inbox: Arc<Inbox>,
     /// Who is asked where tokens are cached.
     pub lmcache: Arc<Lmcache>,
+    /// The same for [`Self::look`], which runs on another runtime.
+    pub lmcache_for_explain: Lmcache,
     /// The breaker before LMCache, shared with the background.
     pub lmcache_breaker: Arc<Breaker>,
     /// The breaker before the tokenizer, which only the background calls.
@@ -188,28 +196,19 @@ impl Hints {
     /// Records the access, looks the prompt up where its tokens are known, and hands over what is left to do.
     pub async fn ask(&self, asked: Asked<'_>, now: Instant) -> (Hint, Option<Abort>) {
         let prompt = asked.prompt;
-        let model = prompt.model.as_deref().unwrap_or(&self.config.default_model);
+        let model = self.model(prompt);
         let accessed = prompt.text_key(&self.secret, model);
         let hot = accessed.is_some_and(|key| self.hotness.record(key, now));
         self.metrics.hotness.hot.inc_by(u64::from(hot));
         let key = prompt.key(&self.secret, model);
-        let tokens = match &prompt.form {
-            Form::None => return (Hint::none(Why::NoPrompt), None),
-            Form::Several => return (Hint::none(Why::SeveralPrompts), None),
-            Form::Tokens(tokens) => Some(Arc::clone(tokens)),
-            Form::Body | Form::Alone(_) if !self.config.token_cache.enabled => None,
-            Form::Body | Form::Alone(_) => self.tokens.get(key, now),
-        };
-        let (mut hint, found) = match &tokens {
-            None => (Hint::none(Why::TokensUnknown), Vec::new()),
-            Some(tokens) if tokens.len() < self.config.lookup_tokens_min || tokens.is_empty() => {
-                (Hint::none(Why::TooShort), Vec::new())
-            }
-            Some(_) if !self.awaited => (Hint::none(Why::Policy), Vec::new()),
-            Some(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
+        let tokens = self.tokens_of(prompt, key, now);
+        let (mut hint, found) = match self.question(prompt, tokens.as_ref()) {
+            Ok(tokens) => self.look_up(key, model, prompt, tokens, asked.deadline, now).await,
+            Err(why) => (Hint::none(why), Vec::new()),
         };
         hint.prompt_tokens = tokens.as_ref().map(|tokens| tokens.len());
-        if hint.why == Some(Why::TooShort) || self.is_done_with(&found, hot) {
+        let idle = matches!(hint.why, Some(Why::NoPrompt | Why::SeveralPrompts | Why::TooShort));
+        if idle || self.is_done_with(&found, hot) {
             return (hint, None);
         }
         let what = tokens.map(inbox::Prompt::Tokens).or_else(|| text(&asked, model));
@@ -228,6 +227,25 @@ impl Hints {
         (hint, abort)
     }
 
+    /// What [`Self::ask`] would find for `prompt` now, by a call of its own where that would make one. It records no access, and
+    /// hands nothing over.
+    pub async fn look(&self, prompt: &Prompt, deadline: Instant, now: Instant) -> Hint {
+        let (model, salt) = (self.model(prompt), prompt.cache_salt.as_deref());
+        let tokens = self.tokens_of(prompt, prompt.key(&self.secret, model), now);
+        let mut hint = match self.question(prompt, tokens.as_ref()) {
+            Ok(tokens) => {
+                let deadline = self.deadline(deadline, now);
+                let lookup = self.lmcache_for_explain.look_up(model, salt, tokens, deadline);
+                let answer = timeout_at(deadline, lookup).await;
+                let answer = answer.as_ref().map(|told| told.as_deref()).map_err(|_elapsed| ());
+                self.understand(By::Explain, answer).0
+            }
+            Err(why) => Hint::none(why),
+        };
+        hint.prompt_tokens = tokens.as_ref().map(|tokens| tokens.len());
+        hint
+    }
+
     /// Sets the gauges from the state.
     pub fn render_metrics(&self, now: Instant) {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -243,6 +261,39 @@ impl Hints {
         }
     }
 
+    /// The model by which LMCache knows what a prompt is for.
+    fn model<'p>(&'p self, prompt: &'p Prompt) -> &'p str {
+        prompt.model.as_deref().unwrap_or(&self.config.default_model)
+    }
+
+    /// The tokens of a prompt, where they are known.
+    fn tokens_of(&self, prompt: &Prompt, key: PromptKey, now: Instant) -> Option<Tokens> {
+        match &prompt.form {
+            Form::Tokens(tokens) => Some(Arc::clone(tokens)),
+            Form::Body | Form::Alone(_) if self.config.token_cache.enabled => self.tokens.get(key, now),
+            _ => None,
+        }
+    }
+
+    /// What LMCache is to be asked while somebody waits, or why it is not.
+    fn question<'t>(&self, prompt: &Prompt, tokens: Option<&'t Tokens>) -> Result<&'t Tokens, Why> {
+        match (&prompt.form, tokens) {
+            (Form::None, _) => Err(Why::NoPrompt),
+            (Form::Several, _) => Err(Why::SeveralPrompts),
+            (_, None) => Err(Why::TokensUnknown),
+            (_, Some(tokens)) if tokens.len() < self.config.lookup_tokens_min || tokens.is_empty() => {
+                Err(Why::TooShort)
+            }
+            (_, Some(_)) if !self.awaited => Err(Why::Policy),
+            (_, Some(tokens)) => Ok(tokens),
+        }
+    }
+
+    /// When a lookup that somebody waits for from `now` on must have ended.
+    fn deadline(&self, deadline: Instant, now: Instant) -> Instant {
+        deadline.min(now + self.config.lookup_routing_timeout.min(self.config.request_timeout))
+    }
+
     /// The one lookup that a request waits for.
     async fn look_up(
         &self,
@@ -253,8 +304,7 @@ impl Hints {
         deadline: Instant,
         now: Instant,
     ) -> (Hint, Vec<Found>) {
-        let allowed = self.config.lookup_routing_timeout.min(self.config.request_timeout);
-        let deadline = deadline.min(now + allowed);
+        let deadline = self.deadline(deadline, now);
         let (lmcache, tokens) = (Arc::clone(&self.lmcache), Arc::clone(tokens));
         let (model, salt) = (model.to_owned(), prompt.cache_salt.clone());
         let lookup = self.lookups.join(key, move || async move {
@@ -262,18 +312,24 @@ impl Hints {
         });
         let answer = timeout_at(deadline, lookup).await;
         self.metrics.lookup_seconds.observe(now.elapsed().as_secs_f64());
-        let (outcome, told) = match &answer {
-            Err(_) => ("timeout", (Hint::none(Why::Timeout), Vec::new())),
+        let answer = answer.as_ref().map(|told| told.as_deref()).map_err(|_elapsed| ());
+        self.understand(By::Request, answer)
+    }
+
+    /// What the answer to a lookup means; `Err(())` = there was none in time.
+    fn understand(&self, by: By, answer: Result<Result<&[Placement], &CallError>, ()>) -> (Hint, Vec<Found>) {
+        let (outcome, told) = match answer {
+            Err(()) => ("timeout", (Hint::none(Why::Timeout), Vec::new())),
             Ok(Err(error)) => (error.kind(), (Hint::none(Why::of(error)), Vec::new())),
-            Ok(Ok(placements)) if placements.is_empty() => ("no_match", (Hint::of(Vec::new()), Vec::new())),
-            Ok(Ok(placements)) => ("match", self.understand(placements)),
+            Ok(Ok([])) => ("no_match", (Hint::of(Vec::new()), Vec::new())),
+            Ok(Ok(placements)) => ("match", self.locate(placements)),
         };
-        self.metrics.lookup(By::Request, outcome);
+        self.metrics.lookup(by, outcome);
         told
     }
 
     /// The backends among the instances that LMCache names.
-    fn understand(&self, placements: &[Placement]) -> (Hint, Vec<Found>) {
+    fn locate(&self, placements: &[Placement]) -> (Hint, Vec<Found>) {
         let index = |placement: &Placement| self.instances.get(&placement.instance).copied();
         let known = placements
             .iter()

@@ -4,22 +4,25 @@
 //! |---|---|---|
 //! | connection accepted | permits; limits on silence and headers | [`guard`], [`connection`] |
 //! | `request_filter` | body in, prompt, route, hint; the body is kept for replay | [`body`], [`prompt`] ([`json`], [`key`]), [`prefix`], [`route`], [`hint`], [`replay`] |
-//! | `upstream_peer` (per try) | candidates, what each has cached, the balancer's pick, the choice | [`cluster`], [`demand`], [`balancer`], [`peer`] |
+//! | `upstream_peer` (per try) | candidates, what each has cached, the balancer's pick, the choice | [`cluster`], [`demand`], [`balancer`], [`peer`], [`decision`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
-//! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] |
+//! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] ([`sse`]) |
 //! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] |
 //! | `fail_to_proxy` | an answer of our own | [`reject`] |
 //! | `logging` | the books are closed, metrics, access log | [`ending`] |
 //!
-//! [`request`] is the context that goes with a request from its first phase to its last.
+//! [`request`] is the context that goes with a request from its first phase to its last. [`explain`] goes the same way as far
+//! as the choice, and sends nothing.
 
 pub mod balancer;
 pub mod body;
 pub mod cluster;
 pub mod connection;
 pub mod deadline;
+pub mod decision;
 pub mod demand;
 pub mod ending;
+pub mod explain;
 pub mod guard;
 pub mod hint;
 pub mod json;
@@ -33,6 +36,7 @@ pub mod request;
 pub mod response;
 pub mod retry;
 pub mod route;
+pub mod sse;
 pub mod upstream;
 
 use crate::access_log::AccessLog;
@@ -41,13 +45,16 @@ use crate::metrics::Metrics;
 use crate::state::budget::Budget;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::models::ModelList;
+use crate::state::recent::Recent;
 use async_trait::async_trait;
 use body::Failure;
 use bytes::Bytes;
 use cluster::Cluster;
 use deadline::{Deadlines, Missed};
+use decision::Decision;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{Method, StatusCode};
+use key::Pseudonyms;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
@@ -59,7 +66,7 @@ use request::RequestCtx;
 use retry::{Cause, RetryBudget};
 use route::Routes;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// The header that carries a request's id, from the client or made here.
@@ -93,12 +100,16 @@ pub struct Gateway {
     pub budget: Arc<Budget>,
     /// The merged model list.
     pub models: Arc<ModelList>,
+    /// The last decisions.
+    pub decisions: Arc<Recent<Decision>>,
     /// Whether the process drains, and the requests in flight.
     pub lifecycle: Arc<Lifecycle>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// The access log.
     pub access_log: AccessLog,
+    /// What it tells the blocks of prompts by; `None` = they are not told.
+    pub pseudonyms: Option<Pseudonyms>,
 }
 
 /// How the preparation of a request ended early.
@@ -129,12 +140,7 @@ impl Gateway {
         ctx.body_read(&body.bytes);
         let path = session.req_header().uri.path();
         ctx.prompt = understand(&body.bytes, path, self.reading_of(session.req_header())).await;
-        let index = match self.routes.find(path, ctx.prompt.model.as_deref()) {
-            // Which models there are is only not known yet.
-            Err(_) if path == MODELS_PATH => return Err(Reject::no_backend().into()),
-            found => found?,
-        };
-        ctx.cluster = self.clusters.get(index).cloned();
+        ctx.cluster = Some(self.cluster_for(path, ctx.prompt.model.as_deref())?);
         self.retry_budget.pay_in();
         ctx.keep(body.share);
         let deadline = ctx.started + self.timeouts.total;
@@ -142,6 +148,16 @@ impl Gateway {
         let deadlines = Deadlines::new(&self.timeouts, ctx.started);
         ctx.install(replay::install(session.as_downstream_mut(), body.bytes, deadlines));
         Ok(())
+    }
+
+    /// The cluster that a request is routed to.
+    fn cluster_for(&self, path: &str, model: Option<&str>) -> Result<Arc<Cluster>, Reject> {
+        let index = match self.routes.find(path, model) {
+            // Which models there are is only not known yet.
+            Err(_) if path == MODELS_PATH => return Err(Reject::no_backend()),
+            found => found?,
+        };
+        self.clusters.get(index).cloned().ok_or_else(Reject::internal)
     }
 
     /// How much is read of the body of this request.
@@ -260,7 +276,10 @@ impl ProxyHttp for Gateway {
             return Err(none());
         };
         let now = Instant::now();
-        let Some((peer, candidate)) = ctx.choose(&cluster, session.req_header(), now) else {
+        let choice = ctx.choose(&cluster, session.req_header(), now);
+        let chosen = choice.chosen();
+        self.decisions.record(|| ctx.decided(Arc::clone(&cluster), choice, SystemTime::now()));
+        let Some((peer, candidate)) = chosen else {
             ctx.reject = Some(Reject::no_backend());
             return Err(none());
         };

@@ -54,6 +54,19 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Pmc,
+        Self::Lmetric,
+        Self::LeastRequests,
+        Self::PowerOfTwo,
+        Self::ConsistentHash,
+        Self::RoundRobin,
+        Self::Random,
+        Self::Lmcache,
+        Self::Remaining,
+    ];
+
     /// Its name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -258,7 +271,9 @@ fn draw(candidates: &[Candidate], random: u64) -> Option<Candidate> {
 mod tests {
     use super::super::hint::Match;
     use super::*;
-    use proptest::prelude::*;
+    use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
     fn candidates(requests: &[usize]) -> Vec<Candidate> {
         requests
@@ -331,13 +346,8 @@ mod tests {
 
     #[test]
     fn other_policies_do_not_follow_hints() {
-        let peer = choose(
-            rules(Policy::RoundRobin, Balancing::RoundRobin),
-            &candidates(&[0, 0]),
-            &hint(&[(1, 9)]),
-            Some(0),
-            0,
-        );
+        let rules = rules(Policy::RoundRobin, Balancing::RoundRobin);
+        let peer = choose(rules, &candidates(&[0, 0]), &hint(&[(1, 9)]), Some(0), 0);
         assert_eq!(peer, Some(left(Why::Policy)));
     }
 
@@ -393,8 +403,9 @@ mod tests {
 
     #[test]
     fn equal_costs_go_to_fewer_requests_then_to_configuration_order() {
-        assert_eq!(weighed(Policy::Pmc, &[(10, 0, 100), (0, 300, 100)]).0, 1);
-        assert_eq!(weighed(Policy::Pmc, &[(1, 7, 100), (1, 7, 100)]).0, 0);
+        for (loads, first) in [([(10, 0, 100), (0, 300, 100)], 1), ([(1, 7, 100), (1, 7, 100)], 0)] {
+            assert_eq!(weighed(Policy::Pmc, &loads).0, first);
+        }
     }
 
     #[test]
@@ -423,11 +434,9 @@ mod tests {
     /// How often each of the candidates is chosen over many numbers.
     fn spread(balancing: Balancing, all: &[Candidate]) -> Vec<usize> {
         let mut counts = vec![0; all.len()];
-        let mut random = 0_u64;
+        let mut numbers = StdRng::seed_from_u64(1);
         for _ in 0..10_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let rules = rules(Policy::RoundRobin, balancing);
-            let random = random ^ random >> 33;
+            let (rules, random) = (rules(Policy::RoundRobin, balancing), numbers.random());
             counts[choose(rules, all, &Hint::none(Why::Off), None, random).unwrap().index] += 1;
         }
         counts

@@ -3,11 +3,12 @@
 //! Made by the spine when a header has been read, dropped when the connection has taken the answer; everything that it
 //! holds (the place in flight, the share of the budget, the lease at a backend) is given back by being dropped.
 
-use super::cluster::Cluster;
+use super::cluster::{Choice, Cluster};
 use super::deadline::Missed;
+use super::decision::Decision;
 use super::demand::Demand;
 use super::hint::{Abort, Asked, Hint, Why};
-use super::peer::{self, Candidate, Peer};
+use super::peer::{Candidate, Peer};
 use super::prompt::Prompt;
 use super::reject::Reject;
 use super::replay::Installed;
@@ -25,12 +26,13 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Longer ids are replaced by one of ours.
@@ -117,8 +119,7 @@ impl RequestCtx {
     /// Takes from the session what is needed later, and sets how its connection goes on.
     pub fn arrived(&mut self, session: &mut Session, lifecycle: &Lifecycle, timeouts: &Timeouts) {
         self.id = request_id(session.req_header().headers.get(REQUEST_ID));
-        self.client =
-            session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        self.client = client(session.as_downstream());
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
@@ -156,33 +157,32 @@ impl RequestCtx {
     /// Asks where the prompt is cached, where the cluster does; the request must have ended by `deadline`.
     pub async fn ask_for_hint(&mut self, request: &RequestHeader, body: &Bytes, deadline: Instant) {
         let Some((cluster, share)) = self.cluster.as_ref().zip(self.share.as_ref()) else { return };
+        if let Some(prefix) = &self.prompt.prefix {
+            cluster.routing.unkeyed_blocks.inc_by(prefix.unkeyed as u64);
+        }
         if let Some(hints) = &cluster.hints {
             let authorization = request.headers.get(AUTHORIZATION);
             let asked = Asked { prompt: &self.prompt, body, share, authorization, deadline };
             (self.hint, self.abort) = hints.ask(asked, Instant::now()).await;
         }
-        let ratio = cluster.ratios.get(self.prompt.model.as_deref().unwrap_or_default());
-        self.demand = if cluster.rules.policy.weighs_caches() || self.prompt.prefix.is_some() {
-            Demand::of(&self.prompt, self.hint.prompt_tokens, ratio)
-        } else {
-            Demand::of_unread(self.body_bytes, ratio)
-        };
+        self.demand = cluster.demand(&self.prompt, &self.hint, self.body_bytes);
     }
 
-    /// Chooses a backend for the next try; `None` when none is left.
+    /// Chooses a backend for the next try, unless none is left.
     #[must_use]
-    pub fn choose(
-        &self,
-        cluster: &Cluster,
-        request: &RequestHeader,
-        now: Instant,
-    ) -> Option<(Peer, Candidate)> {
+    pub fn choose(&self, cluster: &Cluster, request: &RequestHeader, now: Instant) -> Choice {
         let stale = self.last_cause == Some(Cause::Stale);
         let candidates = cluster.candidates(&self.tried, stale, &self.demand, &self.hint, now);
-        let pick = cluster.pick(&candidates, &cluster.hash_key(request, self.client, &self.demand));
-        let peer = peer::choose(cluster.rules, &candidates, &self.hint, pick, rand::random())?;
-        let candidate = candidates.into_iter().find(|candidate| candidate.index == peer.index)?;
-        Some((peer, candidate))
+        let hash_key = cluster.hash_key(request, self.client, &self.demand);
+        cluster.choose(candidates, &self.hint, &hash_key, rand::random())
+    }
+
+    /// A choice for the next try, as it is told later.
+    #[must_use]
+    pub fn decided(&self, cluster: Arc<Cluster>, choice: Choice, time: SystemTime) -> Decision {
+        let (model, hint) = (self.prompt.model.clone(), self.hint.clone());
+        let decision = Decision::new(cluster, model, &self.demand, hint, choice, time);
+        Decision { request_id: Some(self.id_text().into()), number: self.tries + 1, ..decision }
     }
 
     /// What is told about the choice, where the cluster tells.
@@ -222,13 +222,13 @@ impl RequestCtx {
         self.peer = Some(peer);
         self.candidate = Some(candidate);
         self.lease = Some(backend.lease(candidate.uncached_tokens, self.prompt.stream, now));
+        cluster.routing.decisions[peer.reason as usize].inc();
         if cluster.rules.policy.weighs_caches() {
-            let Demand { tokens, block_tokens, keys } = &self.demand;
-            if let Some(lmcache) = candidate.said.lmcache {
-                cluster.blocks.truncate(peer.index, keys, lmcache / block_tokens.max(&1));
+            if self.tries == 1 {
+                cluster.correct(&self.demand, &self.hint);
             }
+            let Demand { block_tokens, keys, .. } = &self.demand;
             self.expected = Some(cluster.blocks.expect(peer.index, keys, *block_tokens));
-            cluster.blocks.spend(peer.index, tokens.saturating_sub(keys.len() * block_tokens));
         }
         Some(connection)
     }
@@ -253,9 +253,8 @@ impl RequestCtx {
         self.observer.header(header);
         self.share = None;
         if !header.status.is_success() {
-            self.expected = None;
-        }
-        if !self.observer.is_stream {
+            self.refused();
+        } else if !self.observer.is_stream {
             self.first_token(now);
         }
         self.count_try(ending::status_label(header.status.as_u16()));
@@ -263,17 +262,30 @@ impl RequestCtx {
 
     /// The prompt has been computed: it is no longer pending, and in the cache for sure.
     fn first_token(&mut self, now: Instant) {
-        if let Some(lease) = &mut self.lease {
-            lease.first_token(now);
+        self.observer.first_token = Some(now);
+        match &mut self.lease {
+            Some(lease) if self.observer.is_stream => lease.first_token(now),
+            Some(lease) => lease.answered(),
+            None => {}
         }
-        if let Some(expected) = &mut self.expected {
+        if let Some((mut expected, cluster)) = self.expected.take().zip(self.cluster.as_ref()) {
             expected.confirm();
+            let Demand { tokens, block_tokens, keys } = &self.demand;
+            cluster.blocks.spend(expected.backend(), tokens.saturating_sub(keys.len() * block_tokens));
+        }
+    }
+
+    /// The answer is no success: the prompt is neither pending nor in the cache.
+    fn refused(&mut self) {
+        self.expected = None;
+        if let Some(lease) = &self.lease {
+            lease.answered();
         }
     }
 
     /// A chunk of the answer passes.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) {
-        if self.observer.first_chunk.is_none() {
+        if self.observer.brings_first_token(chunk) {
             self.first_token(now);
         }
         if let Some(seconds) = self.observer.chunk(chunk, now)
@@ -342,6 +354,12 @@ pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reje
         return Err(Reject::header_too_large());
     }
     Ok(())
+}
+
+/// The address of whoever sent a request.
+#[must_use]
+pub fn client(session: &ServerSession) -> Option<IpAddr> {
+    Some(session.client_addr()?.as_inet()?.ip())
 }
 
 /// Whether an error means that there is nobody left to be told.

@@ -3,6 +3,7 @@
 //! Fed by the spine with each header and chunk; looks, never changes, and holds at most [`USAGE_BYTES_MAX`] bytes of an
 //! answer. Reported once, at the end of the request.
 
+use super::sse::Events;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use memchr::memmem::Finder;
@@ -59,8 +60,11 @@ pub struct Observer {
     pub status: Option<u16>,
     /// Whether the answer is a stream of events.
     pub is_stream: bool,
-    /// When the first byte of the body passed.
-    pub first_chunk: Option<Instant>,
+    /// When the first token was back, set by who books it; `None` = it was not, or the answer is no success.
+    pub first_token: Option<Instant>,
+    events: Events,
+    /// Chunks of a stream from its first token on.
+    chunks: u64,
     last_chunk: Option<Instant>,
     usage: UsageReader,
 }
@@ -79,14 +83,26 @@ impl Observer {
         };
     }
 
+    /// Whether a chunk that passes is the one with the first token. That of an answer in one piece is back with its header.
+    pub fn brings_first_token(&mut self, chunk: &[u8]) -> bool {
+        self.is_stream
+            && self.first_token.is_none()
+            && self.status.is_some_and(|status| (200..300).contains(&status))
+            && self.events.brings_token(chunk)
+    }
+
     /// A chunk passes; tells the seconds since the chunk before it, in a stream.
     pub fn chunk(&mut self, chunk: &Bytes, now: Instant) -> Option<f64> {
         self.usage.read(chunk);
-        if self.first_chunk.is_none() {
-            self.first_chunk = Some(now);
-        }
+        self.chunks += u64::from(self.is_stream && self.first_token.is_some());
         let before = self.last_chunk.replace(now)?;
         self.is_stream.then(|| now.duration_since(before).as_secs_f64())
+    }
+
+    /// Tokens that were generated: as reported, else as many as a stream has had chunks, which are mostly one token each.
+    #[must_use]
+    pub fn generated_tokens(&self) -> u64 {
+        self.usage().and_then(|usage| usage.completion_tokens).unwrap_or(self.chunks)
     }
 
     /// What the `usage` objects that passed told, if any did; of two that differ the later one counts.

@@ -31,6 +31,7 @@ pub struct Backend {
     pub index: usize,
     resolved: ArcSwapOption<SocketAddr>,
     absent: [AtomicBool; Absence::ALL.len()],
+    returns: AtomicUsize,
     requests: AtomicUsize,
     pending_tokens: AtomicUsize,
     /// The bits of an `f64`; 0 = nothing learned yet.
@@ -90,8 +91,10 @@ impl Backend {
 
     /// Records the socket address that the configured name stands for now.
     pub fn set_resolved(&self, address: SocketAddr) {
-        if self.resolved() != Some(address) {
+        let before = self.resolved();
+        if before != Some(address) {
             self.resolved.store(Some(Arc::new(address)));
+            self.returns.fetch_add(usize::from(before.is_some()), Ordering::Relaxed);
         }
     }
 
@@ -114,7 +117,16 @@ impl Backend {
 
     /// Records whether it is kept from requests for this cause.
     pub fn set(&self, absence: Absence, absent: bool) {
-        self.absent[absence as usize].store(absent, Ordering::Relaxed);
+        let was_absent = self.absent[absence as usize].swap(absent, Ordering::Relaxed);
+        if absence == Absence::Unhealthy && was_absent && !absent {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it came back, healthy again or at another address: what was known of its engine may be so no longer.
+    #[must_use]
+    pub fn returns(&self) -> usize {
+        self.returns.load(Ordering::Relaxed)
     }
 
     /// The first cause that keeps it from requests; `None` = it takes them.
@@ -223,12 +235,18 @@ impl Lease {
         &self.backend
     }
 
-    /// The first token is back: the prompt is no longer pending. Further calls change nothing.
+    /// The first token of a stream is back: the prompt is no longer pending, and it is known how long it took. Further calls
+    /// change nothing.
     pub fn first_token(&mut self, now: Instant) {
-        self.backend.release(&self.pending);
+        self.answered();
         if let Some(waited_for) = self.waited_for.take() {
             self.backend.learn_rate(waited_for, now.duration_since(self.sent));
         }
+    }
+
+    /// The prompt is no longer pending, and nothing shows how long it took: an answer in one piece, or a refusal.
+    pub fn answered(&self) {
+        self.backend.release(&self.pending);
     }
 }
 
@@ -260,6 +278,7 @@ impl Fleet {
                 index,
                 resolved,
                 absent: Default::default(),
+                returns: AtomicUsize::new(0),
                 requests: AtomicUsize::new(0),
                 pending_tokens: AtomicUsize::new(0),
                 prefill_rate: AtomicU64::new(0),
@@ -313,11 +332,11 @@ mod tests {
         backend.lease(1000, true, now).first_token(now + SECOND);
         assert_eq!(backend.prefill_rate(), Some(1000.0));
         let first = backend.lease(500, false, now);
-        let mut second = backend.lease(1500, false, now);
+        let second = backend.lease(1500, false, now);
         assert_eq!(backend.load(now), load(2, 2000));
         assert_eq!(backend.load(now + SECOND / 2), load(2, 1500));
         assert_eq!(backend.load(now + SECOND * 2 - Duration::from_millis(1)), load(2, 1500));
-        second.first_token(now);
+        second.answered();
         assert_eq!(backend.load(now), load(2, 0), "its header came first");
         drop((first, second));
         assert_eq!(backend.load(now + 9 * SECOND), Load::default());
@@ -332,6 +351,7 @@ mod tests {
         backend.lease(1000, true, now).first_token(now + SECOND);
         backend.lease(2000, true, now).first_token(now + SECOND);
         assert_eq!(backend.prefill_rate(), Some(1100.0));
+        backend.lease(9000, true, now).answered();
         backend.lease(9000, false, now).first_token(now + SECOND);
         assert_eq!(backend.prefill_rate(), Some(1100.0), "an answer in one piece teaches nothing");
     }
@@ -347,5 +367,20 @@ mod tests {
         }
         backend.set_healthy(false);
         assert!(!backend.is_healthy());
+    }
+
+    #[test]
+    fn a_backend_comes_back_when_it_is_healthy_again_or_elsewhere() {
+        let backend = backend();
+        backend.set_healthy(true);
+        backend.set(Absence::Draining, true);
+        backend.set(Absence::Draining, false);
+        backend.set_healthy(false);
+        backend.set_resolved("127.0.0.1:1".parse().unwrap());
+        assert_eq!(backend.returns(), 0);
+        backend.set_healthy(true);
+        assert_eq!(backend.returns(), 1);
+        backend.set_resolved("127.0.0.2:1".parse().unwrap());
+        assert_eq!(backend.returns(), 2);
     }
 }

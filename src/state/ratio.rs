@@ -70,3 +70,75 @@ impl Ratios {
         self.models.lock().len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ratios() -> Ratios {
+        Ratios::new(IntCounter::new("name", "help").unwrap())
+    }
+
+    /// How far from one token per two bytes a model is after these reports of it.
+    fn distance(reports: &[usize]) -> f64 {
+        let ratios = ratios();
+        for bytes in reports {
+            ratios.learn("m", *bytes, bytes / 2);
+        }
+        (0.5 - ratios.get("m")).abs()
+    }
+
+    #[test]
+    fn a_model_that_nothing_is_known_of_has_a_token_per_four_bytes() {
+        let ratios = ratios();
+        ratios.learn("other", 1000, 500);
+        assert!((ratios.get("m") - 0.25).abs() < f64::EPSILON && ratios.get("other") > 0.25);
+        assert_eq!(ratios.models(), 1, "asking is not learning");
+    }
+
+    #[test]
+    fn long_prompts_teach_more_but_none_everything() {
+        assert!(distance(&[1000]) > distance(&[10_000]));
+        assert!((distance(&[1000]) - distance(&[500, 500])).abs() < 0.001, "it is the bytes that count");
+        assert!((distance(&[usize::MAX / 2]) - 0.125).abs() < 0.001);
+        assert!(distance(&[8000; 100]) < 0.001);
+    }
+
+    #[test]
+    fn what_cannot_be_is_ignored() {
+        let ratios = ratios();
+        for (bytes, tokens) in [(1000, 0), (0, 0), (0, 5), (100, 401), (1000, 9), (1, usize::MAX)] {
+            ratios.learn("m", bytes, tokens);
+        }
+        assert_eq!(ratios.models(), 0);
+        ratios.learn("m", 100, 400);
+        ratios.learn("m", 1000, 10);
+        assert_eq!(ratios.models(), 1);
+    }
+
+    #[test]
+    fn the_model_that_nobody_asked_for_longest_is_forgotten_and_counted() {
+        let ratios = ratios();
+        (0..MODELS_MAX).for_each(|n| ratios.learn(&n.to_string(), 100_000, 50_000));
+        assert_eq!((ratios.models(), ratios.forgotten.get()), (MODELS_MAX, 0));
+        assert!(ratios.get("0") > 0.3);
+        ratios.learn("new", 100_000, 50_000);
+        assert_eq!((ratios.models(), ratios.forgotten.get()), (MODELS_MAX, 1));
+        assert!(ratios.get("0") > 0.3 && ratios.get("new") > 0.3);
+        assert!((ratios.get("1") - UNKNOWN).abs() < f64::EPSILON);
+    }
+
+    proptest! {
+        #[test]
+        fn it_stays_between_what_was_reported_and_what_it_began_with(
+            reports in prop::collection::vec((0_usize..1_000_000, 0_usize..1_000_000), 0..50),
+        ) {
+            let ratios = ratios();
+            for (bytes, tokens) in reports {
+                ratios.learn("m", bytes, tokens);
+            }
+            prop_assert!(SENSIBLE.contains(&ratios.get("m")));
+        }
+    }
+}

@@ -55,6 +55,12 @@ impl Trust {
         weights.map_or(1.0, |weights| f64::from_bits(weights[source as usize].load(Ordering::Relaxed)))
     }
 
+    /// Whether what `source` says of `backend` has come true for the most part.
+    #[must_use]
+    pub fn is_trusted(&self, backend: usize, source: Source) -> bool {
+        self.weight(backend, source) > 0.5
+    }
+
     /// Of `predicted` tokens `actual` ones were found. Nothing predicted proves nothing: whoever does not know is not wrong.
     pub fn learn(&self, backend: usize, source: Source, predicted: usize, actual: usize) {
         let Some(weights) = self.weights.get(backend).filter(|_| predicted > 0) else { return };

@@ -169,7 +169,12 @@ struct Case {
     stream: bool,
     http2: bool,
     starts_after_ms: u64,
+    /// The prompt, which no other case has.
+    text: String,
 }
+
+/// The blocks of every prompt.
+const BLOCKS: usize = 3;
 
 fn ending() -> impl Strategy<Value = Ending> {
     let fault = prop::sample::select(vec![
@@ -198,13 +203,30 @@ fn ending() -> impl Strategy<Value = Ending> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (ending(), any::<bool>(), any::<bool>(), 0_u64..10)
-        .prop_map(|(ending, stream, http2, starts_after_ms)| Case { ending, stream, http2, starts_after_ms })
+    (ending(), any::<bool>(), any::<bool>(), 0_u64..10).prop_map(
+        |(ending, stream, http2, starts_after_ms)| Case {
+            ending,
+            stream,
+            http2,
+            starts_after_ms,
+            text: String::new(),
+        },
+    )
+}
+
+fn cases() -> impl Strategy<Value = Vec<Case>> {
+    prop::collection::vec(case(), 10..30).prop_map(|mut cases| {
+        for (number, case) in cases.iter_mut().enumerate() {
+            case.text = format!("{number:04} ").repeat(BLOCKS * 1024 / 5);
+        }
+        cases
+    })
 }
 
 impl Case {
     fn body(&self) -> Value {
-        let mut body = if self.stream { stream_of(20) } else { chat("hello") };
+        let mut body = if self.stream { stream_of(20) } else { chat("") };
+        body["messages"][0]["content"] = self.text.as_str().into();
         if matches!(self.ending, Ending::TooLarge) {
             body["user"] = "x".repeat(40_000).into();
         }
@@ -280,7 +302,7 @@ fn h2_chat_on(
 }
 
 /// Runs the cases at once against three engines, of which one starts and stops meanwhile.
-async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
+async fn run(policy: &str, cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
     let options = EngineOptions { faults_by_header: true, ..EngineOptions::default() };
     let (_place, address) = reserve();
     let world = World::with(Plan {
@@ -291,6 +313,7 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
                    retries: {on: [connect, stale, reset, 502, 503, 504]}\n\
                    routes: [{path: /v1, cluster: llama}]"
             .to_owned(),
+        cluster: format!("policy: {policy}"),
         ..Plan::default()
     })
     .await;
@@ -306,8 +329,25 @@ async fn run(cases: &[Case], comes_after_ms: u64, goes_after_ms: u64) {
     tokio::join!(futures::future::join_all(requests), moody);
     drop((client, http2));
     assert_balanced(&world).await;
-    let logged = world.access_log().await.len();
-    assert!(logged <= cases.len(), "{logged} lines for {} requests", cases.len());
+    let logged = world.access_log().await;
+    assert!(logged.len() <= cases.len(), "{} lines for {} requests", logged.len(), cases.len());
+    assert_held(&world, policy, &logged);
+}
+
+/// Each backend is believed to hold the prompts whose first token it gave back, and no others.
+fn assert_held(world: &World, policy: &str, logged: &[Value]) {
+    let cluster = &world.app.clusters()[0];
+    for backend in cluster.fleet.backends() {
+        let here = logged.iter().filter(|entry| entry["backend"] == backend.id.as_str());
+        let computed = here.filter(|entry| !entry["first_token_ms"].is_null()).count();
+        let expected = if policy == "pmc" { BLOCKS * computed } else { 0 };
+        assert_eq!(cluster.blocks.blocks(backend.index), expected, "{} {logged:#?}", backend.id);
+    }
+    for entry in logged {
+        let (status, computed) = (entry["status"].as_u64().unwrap(), !entry["first_token_ms"].is_null());
+        assert!(!computed || status == 200, "{entry}");
+        assert!(computed || entry["outcome"] != "complete" || status != 200, "{entry}");
+    }
 }
 
 proptest! {
@@ -315,12 +355,22 @@ proptest! {
 
     #[test]
     fn however_requests_end_nothing_stays_in_the_books(
-        cases in prop::collection::vec(case(), 10..30),
+        cases in cases(),
         comes_after_ms in 0_u64..10,
         goes_after_ms in 0_u64..30,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(&cases, comes_after_ms, goes_after_ms));
+        runtime.block_on(run("round_robin", &cases, comes_after_ms, goes_after_ms));
+    }
+
+    #[test]
+    fn however_requests_end_only_prompts_that_were_computed_count_as_cached(
+        cases in cases(),
+        comes_after_ms in 0_u64..10,
+        goes_after_ms in 0_u64..30,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run("pmc", &cases, comes_after_ms, goes_after_ms));
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Plan {
     pub clusters: String,
     /// The form of the access log.
     pub access: &'static str,
+    /// Keys of `log` beside `access` and `file`, as in `, level: debug`.
+    pub log: &'static str,
 }
 
 impl Default for Plan {
@@ -50,6 +52,7 @@ impl Default for Plan {
             more: Vec::new(),
             clusters: String::new(),
             access: "json",
+            log: "",
         }
     }
 }
@@ -81,10 +84,11 @@ pub fn configuration(plan: &Plan, backends: &[(String, String)], folder: &Path) 
     let clusters = plan.clusters.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
     let log = folder.join("access.log");
     let text = format!(
-        "{}\nlog: {{access: {}, file: \"{}\"}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n{clusters}\n",
+        "{}\nlog: {{access: {}, file: \"{}\"{}}}\nclusters:\n  - name: llama\n{cluster}\n    backends:\n{backends}\n{clusters}\n",
         plan.sections,
         plan.access,
         log.display(),
+        plan.log,
     );
     Config::parse(&text, "test.yaml", &|_| None).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
@@ -195,7 +199,19 @@ impl World {
 
 /// Serves `app` on a port of its own until the set is dropped.
 pub async fn serve(app: &Arc<App>, shutdown: watch::Receiver<bool>) -> (SocketAddr, JoinSet<()>) {
-    let guard = Arc::new(app.guard(&Arc::new(ServerConf { max_retries: 10, ..ServerConf::default() }), true));
+    let conf = ServerConf { max_retries: 10, ..ServerConf::default() };
+    listen(Arc::new(app.guard(&Arc::new(conf), true)), shutdown).await
+}
+
+/// Serves the admin listener of `app` on a port of its own until the set is dropped.
+pub async fn serve_admin(app: &Arc<App>) -> (SocketAddr, JoinSet<()>) {
+    listen(Arc::new(app.admin()), watch::channel(false).1).await
+}
+
+async fn listen<A: ServerApp + Send + Sync + 'static>(
+    server: Arc<A>,
+    shutdown: watch::Receiver<bool>,
+) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut serving = JoinSet::new();
@@ -204,8 +220,8 @@ pub async fn serve(app: &Arc<App>, shutdown: watch::Receiver<bool>) -> (SocketAd
         loop {
             let (socket, peer) = listener.accept().await.unwrap();
             socket.set_nodelay(true).unwrap(); // as Pingora's listeners do
-            let (guard, shutdown) = (Arc::clone(&guard), shutdown.clone());
-            connections.spawn(async move { guard.process_new(stream(socket, peer), &shutdown).await });
+            let (server, shutdown) = (Arc::clone(&server), shutdown.clone());
+            connections.spawn(async move { server.process_new(stream(socket, peer), &shutdown).await });
         }
     });
     (address, serving)

@@ -2,14 +2,13 @@
 //!
 //! Called by `background`. Bounded in the bytes that are read; series that it does not know are passed over.
 
-use super::get;
+use super::exposition::{sample, sleeps};
+use super::{METRICS_BYTES_MAX, get};
 use crate::clients::call::{CallError, Reason};
 use crate::clients::endpoint;
 use crate::config::Secret;
 use reqwest::Client;
 
-/// The longest answer that is taken: an engine writes about 100 KiB.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
 const OPERATION: &str = "load";
 
 /// What an engine has to do.
@@ -30,7 +29,8 @@ pub struct EngineLoad {
 /// # Errors
 /// See [`Reason`]; an answer without the numbers of requests is not understood.
 pub async fn load(client: &Client, base: &str, api_key: Option<&Secret>) -> Result<EngineLoad, CallError> {
-    let answer = endpoint::answer(OPERATION, get(client, base, "/metrics", api_key), BYTES_MAX).await?;
+    let answer =
+        endpoint::answer(OPERATION, get(client, base, "/metrics", api_key), METRICS_BYTES_MAX).await?;
     let lost = CallError::new(OPERATION, Reason::Undecodable("no numbers of requests"));
     parse(&String::from_utf8_lossy(&answer)).ok_or(lost)
 }
@@ -45,26 +45,9 @@ fn parse(text: &str) -> Option<EngineLoad> {
             "vllm:kv_cache_usage_perc" => {
                 load.cache_usage = Some(load.cache_usage.map_or(value, |most| most.max(value)));
             }
-            "vllm:engine_sleep_state" => {
-                load.asleep |= value > 0.0 && !labels.contains("sleep_state=\"awake\"");
-            }
+            "vllm:engine_sleep_state" => load.asleep |= sleeps(labels, value),
             _ => {}
         }
     }
     Some(EngineLoad { running: running?, waiting: waiting?, ..load })
-}
-
-/// Name, labels and value of a line of the exposition format; `None` for comments, and for values that are no number.
-fn sample(line: &str) -> Option<(&str, &str, f64)> {
-    if line.starts_with('#') {
-        return None;
-    }
-    // A label may hold anything but is always followed by a brace.
-    let (series, rest) = match line.rsplit_once('}') {
-        Some((series, rest)) => (series, rest),
-        None => line.split_once(' ')?,
-    };
-    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-    let value: f64 = rest.split_whitespace().next()?.parse().ok()?;
-    value.is_finite().then_some((name, labels, value))
 }

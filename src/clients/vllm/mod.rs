@@ -2,16 +2,22 @@
 //!
 //! Called by `background`. Every call has a deadline and a bound on the answer; nothing is retried here.
 
+mod cache;
+mod exposition;
 mod load;
 mod tokenizer;
 
 use super::call::CallError;
 use super::endpoint;
 use crate::config::Secret;
+pub use cache::{EngineCache, cache};
 pub use load::{EngineLoad, load};
 use reqwest::{Client, RequestBuilder};
 use std::time::Duration;
 pub use tokenizer::{Tokenizer, Tokens, prompt_form};
+
+/// The longest answer of `/metrics` that is taken: an engine writes about 100 KiB.
+const METRICS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A client for calls from the background; it belongs to the runtime that uses it. It takes no proxy from the environment.
 ///

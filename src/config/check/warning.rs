@@ -17,7 +17,9 @@ pub(in crate::config) fn warnings(config: &Config) -> Vec<String> {
             route.cluster
         )
     });
-    clusters.chain(lost).collect()
+    let blocks = (config.log.block_keys && !config.log.tells_blocks())
+        .then(|| "log.block_keys: blocks are told only where log.access is json".to_owned());
+    clusters.chain(lost).chain(blocks).collect()
 }
 
 type Warning = (&'static str, String);

@@ -55,3 +55,36 @@ impl Chain {
         self.keys.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::key::Secret;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_key_is_the_hash_of_all_up_to_its_block_however_it_comes(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20),
+            block_bytes in 1_usize..100,
+            keys_max in 1_usize..40,
+        ) {
+            let secret = Secret::new([1, 2, 3, 4]);
+            let text = pieces.concat();
+            let mut chain = Chain::new(secret.hash(), block_bytes, keys_max, 0);
+            for piece in &pieces {
+                chain.append(piece);
+            }
+            let blocks = text.len() / block_bytes;
+            let expected: Vec<_> = (1..=blocks.min(keys_max))
+                .map(|n| {
+                    let mut hash = secret.hash();
+                    hash.append(text.get(..n * block_bytes).unwrap());
+                    BlockKey(hash.so_far())
+                })
+                .collect();
+            prop_assert_eq!((chain.bytes(), chain.unkeyed()), (text.len(), blocks.saturating_sub(keys_max)));
+            prop_assert_eq!(&*chain.into_keys(), expected);
+        }
+    }
+}

@@ -6,13 +6,13 @@
 //! parts stand for what a template would write there. Bounded by [`Settings::blocks_max`] keys, and nothing is copied.
 
 mod chain;
+mod parts;
 mod render;
 
-use super::key::{Hash, Secret};
+use super::key::Secret;
 use crate::state::blocks::BlockKey;
-use chain::Chain;
 use http::HeaderValue;
-use render::Render;
+pub(super) use parts::Parts;
 use std::sync::Arc;
 
 /// What a token id is rendered as.
@@ -74,98 +74,15 @@ fn scale(bytes: usize, ratio: f64) -> usize {
     (bytes as f64 * ratio).round() as usize
 }
 
-/// Fields that change how everything else is rendered, or for whom: prompts that differ in one have no key in common.
-const SALTS: [&str; 8] = [
-    "cache_salt",
-    "chat_template",
-    "chat_template_kwargs",
-    "add_special_tokens",
-    "mm_processor_kwargs",
-    "truncate_prompt_tokens",
-    "reasoning_effort",
-    "previous_response_id",
-];
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The fields of a body that its prefix is made of, as they stand there; empty where there is none, or null.
-#[derive(Default)]
-pub(super) struct Parts<'a> {
-    salts: [&'a [u8]; SALTS.len()],
-    tools: &'a [u8],
-    functions: &'a [u8],
-    documents: &'a [u8],
-    system: &'a [u8],
-    instructions: &'a [u8],
-    messages: &'a [u8],
-    prompt: &'a [u8],
-    input: &'a [u8],
-}
-
-impl<'a> Parts<'a> {
-    /// Keeps a field if it is one of them. Of two equal keys the last counts.
-    pub(super) fn keep(&mut self, key: &str, value: &'a [u8]) {
-        let place = match key {
-            "tools" => &mut self.tools,
-            "functions" => &mut self.functions,
-            "documents" => &mut self.documents,
-            "system" => &mut self.system,
-            "instructions" => &mut self.instructions,
-            "messages" => &mut self.messages,
-            "prompt" => &mut self.prompt,
-            "input" => &mut self.input,
-            _ => match self.salts.iter_mut().zip(SALTS).find(|(_, salt)| *salt == key) {
-                Some((place, _)) => place,
-                None => return,
-            },
-        };
-        *place = if value == b"null" { b"" } else { value };
+    #[test]
+    fn tokens_are_estimated_from_the_length() {
+        let prefix = Prefix { keys: Arc::new([]), bytes: 1000, tokens: None, block_bytes: 64, unkeyed: 0 };
+        assert_eq!((prefix.tokens(0.25), prefix.block_tokens(0.25)), (250, 16));
+        assert_eq!((prefix.tokens(0.0), prefix.block_tokens(0.001)), (0, 1));
+        assert_eq!(prefix.tokens(f64::INFINITY), usize::MAX);
     }
-
-    /// The prompt in blocks; `None` where there is none, or it cannot be read. `chat`: the engine renders messages.
-    pub(super) fn prefix(&self, chat: bool, model: Option<&str>, settings: &Settings) -> Option<Prefix> {
-        let given = [self.prompt, self.input].into_iter().find(|value| is_prompt(value));
-        let messages = Some(self.messages).filter(|value| value.starts_with(b"["));
-        let source = if chat { messages.or(given) } else { given.or(messages) }?;
-        let ids = render::are_token_ids(source);
-        let block_bytes =
-            if ids { settings.block_bytes / TOKEN_BYTES * TOKEN_BYTES } else { settings.block_bytes };
-        let salted = self.salted(&[u8::from(chat), u8::from(ids)], model, settings);
-        let mut render =
-            Render::new(Chain::new(salted.hash(), block_bytes, settings.blocks_max, source.len()), salted);
-        let mut tokens = None;
-        if ids {
-            tokens = Some(render.token_ids(source));
-        } else {
-            self.render(source, &mut render);
-        }
-        let chain = render.finish()?;
-        let (bytes, unkeyed) = (chain.bytes(), chain.unkeyed());
-        Some(Prefix { keys: chain.into_keys(), bytes, tokens, block_bytes, unkeyed })
-    }
-
-    fn render(&self, source: &[u8], render: &mut Render) {
-        for (mark, value) in [(b'T', self.tools), (b'F', self.functions), (b'D', self.documents)] {
-            render.raw(mark, value);
-        }
-        for (mark, value) in [(b'S', self.system), (b'I', self.instructions)] {
-            render.mark(mark);
-            render.content(value, 0);
-        }
-        render.items(source);
-    }
-
-    /// The secret of all prompts that can have something in common with this one.
-    fn salted(&self, kind: &[u8], model: Option<&str>, settings: &Settings) -> Secret {
-        let mut hash: Hash = settings.secret.hash();
-        hash.append(kind);
-        hash.append_whole(model.unwrap_or_default().as_bytes());
-        hash.append_whole(settings.tenant.as_ref().map(HeaderValue::as_bytes).unwrap_or_default());
-        for salt in self.salts {
-            hash.append_whole(salt);
-        }
-        hash.into_secret()
-    }
-}
-
-fn is_prompt(value: &[u8]) -> bool {
-    value.starts_with(b"\"") || value.starts_with(b"[")
 }

@@ -1,20 +1,22 @@
-//! The parts of a prompt, with marks between them that no text can feign.
+//! The parts of a prompt one after the other, with marks between them that no text can feign.
 //!
-//! Used by `prefix` alone. A mark is a byte that does not occur in UTF-8 and one that says what begins; where a text has the
-//! byte all the same, it is doubled. What is not text goes in as it stands, after its length. Nothing is kept of it.
+//! Used by `prefix` alone. A mark is a byte that does not occur in a text and one that says what begins. What is not text goes
+//! in as it stands, after its length. Nothing is kept of it but the fields of one object.
 
 use super::super::json::{self, Json};
 use super::super::key::Secret;
 use super::TOKEN_BYTES;
 use super::chain::Chain;
-use memchr::memchr;
+use std::borrow::Cow;
 
-/// Does not occur in UTF-8.
+/// Does not occur in UTF-8, and is never given on by [`Json::pieces`].
 const MARK: u8 = 0xff;
 /// What an image, or anything else that is no text, is rendered as: about 1024 tokens.
 const BLOB_BYTES: usize = 4096;
-/// Parts within parts that are looked into: those of a tool's result.
+/// Lists of parts within parts that are looked into: that of a message, and that of a tool's result in it.
 const DEPTH_MAX: usize = 2;
+/// Fields of an object that are told apart; one with more goes in as a whole besides.
+const FIELDS_MAX: usize = 8;
 /// Says that an engine should cache what precedes it; clients move it from turn to turn, and nobody renders it.
 const CACHE_CONTROL: &str = "cache_control";
 
@@ -24,25 +26,6 @@ pub(super) struct Render {
     /// With what blobs are keyed.
     secret: Secret,
     broken: bool,
-}
-
-/// What kind of thing a part of a content is.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Kind {
-    Text,
-    Blob,
-    Other,
-}
-
-impl Kind {
-    fn of(name: &str) -> Self {
-        match name {
-            "text" | "input_text" | "output_text" => Self::Text,
-            "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video"
-            | "video_url" | "input_video" | "file" | "file_url" | "input_file" | "document" => Self::Blob,
-            _ => Self::Other,
-        }
-    }
 }
 
 impl Render {
@@ -57,90 +40,121 @@ impl Render {
 
     /// One text, or a list of texts or messages.
     pub(super) fn items(&mut self, value: &[u8]) {
-        if !value.starts_with(b"[") {
-            return self.content(value, 0);
-        }
-        self.array(value, |this, json| match json.kind() {
-            Some(b'{') => {
-                let message = json.skip();
-                this.message(message);
+        self.mark(b'P');
+        self.read(value, |this, json| {
+            if json.kind() != Some(b'[') {
+                return this.content(json, 0);
             }
-            _ => this.content(json.skip(), 0),
+            json.array(|json| match json.kind() {
+                Some(b'{') => this.message(json),
+                _ => this.content(json, 0),
+            });
         });
     }
 
     /// Its role, its content, then all other fields in their order.
-    fn message(&mut self, message: &[u8]) {
-        let (mut role, mut content, mut others): (&[u8], &[u8], bool) = (b"", b"", false);
-        self.object(message, |_, json, key| match key {
-            "role" => role = json.skip(),
-            "content" => content = json.skip(),
-            _ => others = true,
-        });
-        self.mark(b'm');
-        self.content(role, 0);
-        self.mark(b'c');
-        self.content(content, 0);
-        if others {
-            self.object(message, |this, json, key| {
-                if !matches!(key, "role" | "content") {
-                    this.field(key, json.skip());
+    fn message(&mut self, json: &mut Json<'_>) {
+        let (mut role, mut content): (&[u8], &[u8]) = (b"", b"");
+        let (mut others, mut rendered) = (Fields::default(), false);
+        let message = json.raw(|json| {
+            json.object(|json, key| match &*key {
+                "content" if !role.is_empty() && !rendered => {
+                    rendered = true;
+                    self.head(role);
+                    self.content(json, 0);
                 }
+                "role" if !rendered => role = json.skip(),
+                "content" if !rendered => content = json.skip(),
+                _ => others.push(key, json.skip()),
             });
-        }
-    }
-
-    /// A text, a list of parts, or whatever stands in the place of them.
-    pub(super) fn content(&mut self, value: &[u8], depth: usize) {
-        match value.first() {
-            Some(b'"') => self.text(value),
-            Some(b'[') if depth < DEPTH_MAX => {
-                self.array(value, |this, json| {
-                    let part = json.skip();
-                    this.part(part, depth + 1);
-                });
-            }
-            _ => self.raw(b'v', value),
-        }
-    }
-
-    fn part(&mut self, part: &[u8], depth: usize) {
-        if !part.starts_with(b"{") {
-            return self.content(part, depth);
-        }
-        let (mut kind, mut text): (Kind, &[u8]) = (Kind::Other, b"");
-        self.object(part, |_, json, key| match key {
-            "type" => kind = json.string().map_or(Kind::Other, |name| Kind::of(&name)),
-            "text" => text = json.skip(),
-            _ => {}
         });
-        match kind {
-            Kind::Text if text.starts_with(b"\"") => self.text(text),
-            Kind::Blob => self.blob(part),
-            Kind::Text | Kind::Other => {
-                self.mark(b'p');
-                self.object(part, |this, json, key| {
-                    let value = json.skip();
-                    if key == "content" {
-                        this.mark(b'c');
-                        this.content(value, depth);
-                    } else {
-                        this.field(key, value);
-                    }
-                });
+        if !rendered {
+            self.head(role);
+            self.raw_content(content, 0);
+        }
+        for (key, value) in others.all() {
+            self.field(key, value);
+        }
+        if others.are_too_many {
+            self.raw(b'o', message);
+        }
+    }
+
+    fn head(&mut self, role: &[u8]) {
+        self.mark(b'm');
+        self.raw_content(role, 0);
+        self.mark(b'c');
+    }
+
+    /// What stands in the place of a content: a text, a list of parts, or something else. A text alone is a list of one.
+    fn content(&mut self, json: &mut Json<'_>, depth: usize) {
+        match json.kind() {
+            Some(b'"') => self.text(json),
+            Some(b'[') if depth < DEPTH_MAX => json.array(|json| match json.kind() {
+                Some(b'{') => self.part(json, depth + 1),
+                _ => self.content(json, depth + 1),
+            }),
+            _ => self.raw(b'v', json.skip()),
+        }
+    }
+
+    /// The same for a value that has been passed over; nothing where there is none.
+    pub(super) fn raw_content(&mut self, value: &[u8], depth: usize) {
+        if !value.is_empty() {
+            self.read(value, |this, json| this.content(json, depth));
+        }
+    }
+
+    fn part(&mut self, json: &mut Json<'_>, depth: usize) {
+        let (mut kind, mut rendered, mut fields) = (Kind::Other, false, Fields::default());
+        let part = json.raw(|json| {
+            json.object(|json, key| {
+                if key == "text" && kind == Kind::Text && !rendered && json.kind() == Some(b'"') {
+                    rendered = true;
+                    return self.text(json);
+                }
+                let value = json.skip();
+                if key == "type" {
+                    kind = Kind::of(value);
+                }
+                fields.push(key, value);
+            });
+        });
+        match (kind, fields.text()) {
+            (Kind::Text, _) if rendered => {}
+            (Kind::Text, Some(text)) => self.raw_content(text, depth),
+            (Kind::Blob, _) => self.blob(part, &fields),
+            _ => self.other_part(part, &fields, depth),
+        }
+    }
+
+    /// A part that is neither text nor blob; what it contains, such as a tool's result, may be either.
+    fn other_part(&mut self, part: &[u8], fields: &Fields<'_>, depth: usize) {
+        self.mark(b'p');
+        for (key, value) in fields.all() {
+            if key == "content" {
+                self.mark(b'c');
+                self.raw_content(value, depth);
+            } else {
+                self.field(key, value);
             }
         }
+        if fields.are_too_many {
+            self.raw(b'o', part);
+        }
+        self.mark(b'e');
     }
 
     /// Something that is known by its hash.
-    fn blob(&mut self, part: &[u8]) {
+    fn blob(&mut self, part: &[u8], fields: &Fields<'_>) {
         let mut hash = self.secret.hash();
-        self.object(part, |_, json, key| {
-            if key != CACHE_CONTROL {
-                hash.append_whole(key.as_bytes());
-                hash.append_whole(json.skip());
-            }
-        });
+        for (key, value) in fields.all() {
+            hash.append_whole(key.as_bytes());
+            hash.append_whole(value);
+        }
+        if fields.are_too_many {
+            hash.append_whole(part);
+        }
         self.mark(b'b');
         let hash = hash.finish().to_le_bytes();
         for _ in 0..BLOB_BYTES / hash.len() {
@@ -149,10 +163,8 @@ impl Render {
     }
 
     fn field(&mut self, key: &str, value: &[u8]) {
-        if key != CACHE_CONTROL && value != b"null" {
-            self.raw(b'k', key.as_bytes());
-            self.raw(b'v', value);
-        }
+        self.raw(b'k', key.as_bytes());
+        self.raw(b'v', value);
     }
 
     /// What is not text, after `mark`; nothing where there is none.
@@ -164,73 +176,114 @@ impl Render {
         }
     }
 
-    /// A JSON string.
-    fn text(&mut self, value: &[u8]) {
+    fn text(&mut self, json: &mut Json<'_>) {
         self.mark(b't');
-        json::pieces(value, |piece| {
-            let mut rest = piece;
-            while let Some(at) = memchr(MARK, rest) {
-                let (text, after) = rest.split_at(at + 1);
-                self.chain.append(text);
-                self.chain.append(&[MARK]);
-                rest = after;
-            }
-            self.chain.append(rest);
-        });
+        json.pieces(|piece| self.chain.append(piece));
     }
 
     pub(super) fn mark(&mut self, what: u8) {
         self.chain.append(&[MARK, what]);
     }
 
-    fn array<'a>(&mut self, value: &'a [u8], mut element: impl FnMut(&mut Self, &mut Json<'a>)) {
-        let mut json = Json::new(value);
-        json.array(|json| element(self, json));
-        self.broken |= json.is_broken();
-    }
-
-    fn object<'a>(&mut self, value: &'a [u8], mut field: impl FnMut(&mut Self, &mut Json<'a>, &str)) {
-        let mut json = Json::new(value);
-        json.object(|json, key| field(self, json, key));
-        self.broken |= json.is_broken();
-    }
-
     /// Token ids, or lists of them; returns how many.
     pub(super) fn token_ids(&mut self, value: &[u8]) -> usize {
         let (mut tokens, mut lists) = (0, 0);
-        self.array(value, |this, json| {
-            if json.kind() != Some(b'[') {
-                tokens += 1;
-                return this.token_id(json.skip());
+        self.read(value, |this, json| {
+            if !is_list_of_lists(value) {
+                tokens = this.token_list(json);
+                return;
             }
-            if lists > 0 {
-                this.chain.append(&[MARK; TOKEN_BYTES]);
-            }
-            lists += 1;
             json.array(|json| {
-                tokens += 1;
-                this.token_id(json.skip());
+                if lists > 0 {
+                    this.chain.append(&[MARK; TOKEN_BYTES]);
+                }
+                lists += 1;
+                tokens += this.token_list(json);
             });
         });
         tokens
     }
 
-    fn token_id(&mut self, value: &[u8]) {
-        // The greatest number stands between lists, and no vocabulary is as large.
-        match json::integer(value).filter(|id| *id < u32::MAX) {
-            Some(id) => self.chain.append(&id.to_le_bytes()),
-            None => self.broken = true,
+    fn token_list(&mut self, json: &mut Json<'_>) -> usize {
+        let mut tokens = 0;
+        json.integers(|id| {
+            tokens += 1;
+            // The greatest number stands between lists, and no vocabulary is as large.
+            self.broken |= id == u32::MAX;
+            self.chain.append(&id.to_le_bytes());
+        });
+        tokens
+    }
+
+    fn read<'a>(&mut self, value: &'a [u8], read: impl FnOnce(&mut Self, &mut Json<'a>)) {
+        let mut json = Json::new(value);
+        read(self, &mut json);
+        self.broken |= json.is_broken();
+    }
+}
+
+/// What kind of thing a part of a content is.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Kind {
+    Text,
+    Blob,
+    Other,
+}
+
+impl Kind {
+    fn of(value: &[u8]) -> Self {
+        match json::string(value).as_deref() {
+            Some("text" | "input_text" | "output_text") => Self::Text,
+            Some(
+                "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video"
+                | "video_url" | "input_video" | "file" | "file_url" | "input_file" | "document",
+            ) => Self::Blob,
+            _ => Self::Other,
         }
+    }
+}
+
+/// The fields of an object that say something, as far as there is room for them.
+#[derive(Default)]
+struct Fields<'a> {
+    kept: [(Cow<'a, str>, &'a [u8]); FIELDS_MAX],
+    count: usize,
+    are_too_many: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn push(&mut self, key: Cow<'a, str>, value: &'a [u8]) {
+        if key == CACHE_CONTROL || value == b"null" {
+            return;
+        }
+        match self.kept.get_mut(self.count) {
+            Some(place) => *place = (key, value),
+            None => self.are_too_many = true,
+        }
+        self.count += 1;
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&str, &'a [u8])> {
+        self.kept.iter().take(self.count).map(|(key, value)| (&**key, *value))
+    }
+
+    /// The text of a part that is one.
+    fn text(&self) -> Option<&'a [u8]> {
+        self.all().find(|(key, value)| *key == "text" && value.starts_with(b"\"")).map(|(_, text)| text)
     }
 }
 
 /// Whether a prompt is given as token ids, or lists of them.
 pub(super) fn are_token_ids(value: &[u8]) -> bool {
-    let mut first = None;
-    if value.starts_with(b"[") {
-        // Only the first element is looked at: the rest of a long prompt is read when it is rendered.
-        let mut json = Json::new(value.get(1..).unwrap_or_default());
-        first = json.kind();
-    }
-    first.is_some_and(|byte| byte == b'[' || byte == b'-' || byte.is_ascii_digit())
+    let first = first_element(value);
+    first.is_some_and(|byte| matches!(byte, b'[' | b'-') || byte.is_ascii_digit())
+}
+
+fn is_list_of_lists(value: &[u8]) -> bool {
+    first_element(value) == Some(b'[')
+}
+
+/// The byte that the first element of a list begins with.
+fn first_element(value: &[u8]) -> Option<u8> {
+    value.strip_prefix(b"[").and_then(|elements| Json::new(elements).kind())
 }

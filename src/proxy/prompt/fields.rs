@@ -120,14 +120,14 @@ impl<'a> Fields<'a> {
         Text::new(self.reading.secret.filter(|_| self.reading.text).map(|secret| secret.hash()))
     }
 
-    pub(super) fn into_prompt(self, broken: bool) -> Prompt {
-        let blocks = self.reading.blocks.as_ref().filter(|_| !broken);
+    pub(super) fn into_prompt(self, in_object: bool) -> Prompt {
+        let blocks = self.reading.blocks.as_ref().filter(|_| in_object);
         let prefix = blocks.and_then(|blocks| self.parts.prefix(self.chat, self.model.as_deref(), blocks));
         let with_messages = self.messages.is_some();
         let messages = self.messages.filter(Text::is_some);
         let from_messages = messages.is_some() && (self.chat || !self.prompt.is_some());
         let form = match &messages {
-            _ if broken => Form::None,
+            _ if !in_object => Form::None,
             Some(_) if from_messages => Form::Body,
             _ => self.prompt.form(with_messages),
         };
@@ -140,6 +140,7 @@ impl<'a> Fields<'a> {
         Prompt {
             model: self.model,
             stream: self.stream,
+            in_object,
             cache_salt: self.cache_salt,
             text: text.filter(|_| form != Form::None).and_then(Text::finish),
             form,
@@ -159,8 +160,8 @@ fn message(json: &mut Json<'_>, text: &mut Text) {
     if json.kind() != Some(b'{') {
         return;
     }
-    json.object(|json, key| match (key, json.kind()) {
-        ("content", Some(b'"')) => text.item(json.skip()),
+    json.object(|json, key| match (&*key, json.kind()) {
+        ("content", Some(b'"')) => text.item(json),
         ("content", Some(b'[')) => json.array(|json| part(json, text)),
         _ => {}
     });
@@ -172,12 +173,12 @@ fn part(json: &mut Json<'_>, text: &mut Text) {
         return;
     }
     let (mut is_text, mut value): (bool, &[u8]) = (false, b"");
-    json.object(|json, key| match key {
+    json.object(|json, key| match &*key {
         "type" => is_text = json.string().is_some_and(|kind| kind == "text"),
         "text" => value = json.skip(),
         _ => {}
     });
     if is_text && value.starts_with(b"\"") {
-        text.item(value);
+        text.item(&mut Json::new(value));
     }
 }

@@ -61,7 +61,7 @@ impl<'a> Given<'a> {
         if self.strings == 1 {
             self.first = value;
         }
-        self.text.item(value);
+        self.text.item(&mut Json::new(value));
     }
 
     fn number(&mut self, value: &[u8]) {

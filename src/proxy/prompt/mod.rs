@@ -48,6 +48,8 @@ pub struct Prompt {
     pub model: Option<String>,
     /// Whether the answer is to be streamed.
     pub stream: bool,
+    /// Whether the body is a JSON object, as far as it was looked at. In anything else there is no prompt.
+    pub in_object: bool,
     /// The form of the prompt.
     pub form: Form,
     /// The `cache_salt` field, where it is a string.
@@ -123,10 +125,11 @@ fn derive(secret: &Secret, kind: u8, model: &str, content: u128) -> PromptKey {
 pub fn parse(body: &[u8], path: &str, reading: &Reading) -> Prompt {
     let mut json = Json::new(body);
     let mut fields = Fields::new(path, reading);
-    if json.kind() == Some(b'{') {
-        json.object(|json, key| fields.read(json, key));
+    let is_object = json.kind() == Some(b'{');
+    if is_object {
+        json.object(|json, key| fields.read(json, &key));
     }
-    fields.into_prompt(json.is_broken())
+    fields.into_prompt(is_object && !json.is_broken())
 }
 
 #[cfg(test)]
@@ -193,6 +196,7 @@ mod tests {
         {
             let prompt = read(CHAT, body);
             assert_eq!((prompt.form.clone(), prompt.text_key(&secret(), "m")), (Form::None, None), "{body}");
+            assert!(!prompt.in_object, "{body}");
         }
     }
 
@@ -209,7 +213,9 @@ mod tests {
         for body in ["", "[]", "nonsense", "\u{feff}{}", "\"model\"", "4"] {
             assert_eq!(outline(body), (None, false), "{body}");
             assert_eq!(form(CHAT, body), Form::None, "{body}");
+            assert!(!read(CHAT, body).in_object, "{body}");
         }
+        assert!(read(CHAT, " {}").in_object);
     }
 
     #[test]

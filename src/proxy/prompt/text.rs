@@ -2,7 +2,7 @@
 //!
 //! Used by `prompt` alone. It holds no more than white space whose fate is open.
 
-use super::super::json;
+use super::super::json::Json;
 use super::super::key::Hash;
 
 /// A text made of items, joined with a newline and trimmed, of which only the hash is kept.
@@ -20,16 +20,21 @@ impl Text {
         Self { hash, ..Self::default() }
     }
 
-    pub(super) fn item(&mut self, value: &[u8]) {
+    /// Reads the string that stands here.
+    pub(super) fn item(&mut self, json: &mut Json<'_>) {
         self.items += 1;
         if self.items > 1 {
             self.piece("\n");
         }
         if self.begun && self.hash.is_none() {
             // Only whether there is any text is asked for.
+            json.skip();
             return;
         }
-        json::pieces(value, |piece| self.piece(&String::from_utf8_lossy(piece)));
+        json.pieces(|piece| match std::str::from_utf8(piece) {
+            Ok(piece) => self.piece(piece),
+            Err(_) => self.piece(&String::from_utf8_lossy(piece)),
+        });
     }
 
     fn piece(&mut self, piece: &str) {

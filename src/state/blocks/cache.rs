@@ -97,6 +97,25 @@ impl Cache {
         before - self.lru.blocks()
     }
 
+    /// Removes the last of a prompt's blocks, back to one that a try in flight is about to bring: that brings all before it
+    /// as well. Returns how many.
+    pub(super) fn truncate(&mut self, keys: &[BlockKey], index: &Index) -> usize {
+        let before = self.lru.blocks();
+        for key in keys.iter().rev() {
+            let Some(slot) = self.lru.find(*key) else { continue };
+            if self.lru[slot].owner != Owner::CONFIRMED {
+                break;
+            }
+            self.remove_slot(slot, index);
+        }
+        before - self.lru.blocks()
+    }
+
+    /// Whether a block is there only because a try in flight is about to bring it.
+    pub(super) fn is_expected(&self, key: BlockKey) -> bool {
+        self.lru.find(key).is_some_and(|slot| self.lru[slot].owner != Owner::CONFIRMED)
+    }
+
     pub(super) fn set_capacity(&mut self, tokens: usize, index: &Index) -> usize {
         self.capacity = tokens;
         self.evict(index)

@@ -82,8 +82,14 @@ impl Blocks {
     /// that a try in flight is about to bring.
     pub fn truncate(&self, backend: usize, keys: &[BlockKey], held: usize) {
         let beyond = keys.get(held..).unwrap_or_default();
-        let truncated = self.caches[backend].lock().remove(beyond, Owner::CONFIRMED, &self.index);
+        let truncated = self.caches[backend].lock().truncate(beyond, &self.index);
         count(&self.truncated, truncated);
+    }
+
+    /// Whether `backend` holds this block only because a try in flight is about to bring it, and with it all before it.
+    #[must_use]
+    pub fn is_expected(&self, backend: usize, key: BlockKey) -> bool {
+        self.caches[backend].lock().is_expected(key)
     }
 
     /// `backend` holds nothing any more: its engine has restarted, or sleeps.
@@ -160,6 +166,12 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// Where the try was sent.
+    #[must_use]
+    pub fn backend(&self) -> usize {
+        self.backend
+    }
+
     /// The first token is back, so the whole prompt is in the cache and was just used. Further calls change nothing.
     ///
     /// What went in between comes back: engines keep the blocks of a prompt in work, whoever else wants room.

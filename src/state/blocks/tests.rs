@@ -19,3 +19,18 @@ fn a_prompt_is_held_from_dispatch_on_and_stays_when_it_is_confirmed() {
     drop(blocks.expect(0, &prompt, 10));
     assert_eq!(blocks.held(&prompt), [0, 5], "the try failed");
 }
+
+#[test]
+fn what_a_try_in_flight_is_about_to_bring_is_not_truncated() {
+    let blocks = Arc::new(Blocks::new(&[1000]));
+    let (start, whole) = (keys(0..4), keys(0..6));
+    blocks.expect(0, &start, 10).confirm();
+    let mut expected = blocks.expect(0, &whole, 10);
+    assert!(blocks.is_expected(0, whole[5]) && !blocks.is_expected(0, whole[3]));
+    blocks.truncate(0, &whole, 2);
+    assert_eq!((blocks.held(&whole), blocks.truncated()), (vec![6], 0), "nor what is before it");
+    expected.confirm();
+    assert!(!blocks.is_expected(0, whole[5]));
+    blocks.truncate(0, &whole, 2);
+    assert_eq!((blocks.held(&whole), blocks.truncated(), blocks.blocks(0)), (vec![2], 4, 2));
+}

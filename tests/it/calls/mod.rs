@@ -5,6 +5,7 @@
 
 mod action;
 mod breaker;
+mod cache;
 mod coordinator;
 mod endpoint;
 mod load;

@@ -47,6 +47,24 @@ fn null_turns_the_admin_listener_off() {
 }
 
 #[test]
+fn decisions_are_kept_where_somebody_can_ask_for_them() {
+    let kept = |admin: &str| parse(&format!("admin: {{{admin}}}\n{MINIMAL}")).admin.decisions_kept();
+    assert_eq!((kept(""), kept("decisions_max: 7"), kept("decisions_max: 0")), (256, 7, 0));
+    assert_eq!(kept("address: null, decisions_max: 7"), 0);
+}
+
+#[test]
+fn blocks_are_told_in_json_alone_and_what_is_without_effect_is_said() {
+    for (log, told) in
+        [("", false), ("access: text, ", false), ("access: \"off\", ", false), ("access: json, ", true)]
+    {
+        let config = parse(&format!("log: {{{log}block_keys: {}}}\n{MINIMAL}", !log.is_empty()));
+        assert_eq!(config.log.tells_blocks(), told, "{log}");
+        assert_eq!(config.warnings().len(), usize::from(config.log.block_keys && !told), "{log}");
+    }
+}
+
+#[test]
 fn a_section_without_content_holds_its_defaults() {
     assert_eq!(parse(&format!("server:\ntimeouts: {{}}\nlog: # nothing\n{MINIMAL}")), parse(MINIMAL));
 }

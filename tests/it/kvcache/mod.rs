@@ -5,6 +5,7 @@
 
 mod bodies;
 mod breakers;
+mod costs;
 mod deadline;
 mod failures;
 mod flow;
@@ -14,6 +15,7 @@ mod jobs;
 mod lookups;
 mod off;
 mod preference;
+mod reasons;
 mod secrets;
 mod telling;
 mod tokens;
