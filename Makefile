@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test test-vllm check bench micro tools
+.PHONY: help demo compare test test-vllm check bench routing micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
@@ -40,6 +40,11 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 	@.ci/install nginx
 	cargo build --release --workspace
 	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
+	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+routing: tools ## first-token times and cache hits of policies, before eight simulated engines (about 7 minutes)
+	cargo build --release --workspace
+	target/release/kvway-bench routing --out benches/results/routing.json \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages
