@@ -197,8 +197,8 @@ mod tests {
         #[test]
         fn a_conversation_that_grows_keeps_all_its_blocks(messages in messages(), later in messages(), block_bytes in 1_usize..100) {
             let body = |messages: &[Value]| json!({ "model": "m", "messages": messages, "tools": [{ "name": "f" }] }).to_string();
-            let turn = read_with(settings(block_bytes), CHAT, &body(&messages)).unwrap();
-            let next = read_with(settings(block_bytes), CHAT, &body(&[messages, later].concat())).unwrap();
+            let turn = read_with(settings(block_bytes), CHAT, body(&messages)).unwrap();
+            let next = read_with(settings(block_bytes), CHAT, body(&[messages, later].concat())).unwrap();
             prop_assert_eq!(turn.keys.len(), turn.bytes / block_bytes);
             prop_assert_eq!(next.keys.get(..turn.keys.len()), Some(&*turn.keys));
             prop_assert!(next.bytes > turn.bytes);
@@ -211,7 +211,7 @@ mod tests {
                 messages.iter().zip(&places).map(|(message, places)| reordered(message, &["role", "content"], places)).collect();
             let moved = reordered(&body, &["tools", "model", "messages", "cache_salt"], &places[3]);
             let moved = moved.replace(&body["messages"].to_string(), &format!("[{}]", messages.join(" , ")));
-            prop_assert_eq!(read(CHAT, &moved), read(CHAT, &body.to_string()));
+            prop_assert_eq!(read(CHAT, &moved), read(CHAT, body.to_string()));
         }
 
         #[test]
@@ -238,15 +238,15 @@ mod tests {
         let body = |field: &str| {
             format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]{field}}}"#, "x".repeat(100))
         };
-        let plain = read_with(settings(8), CHAT, &body("")).unwrap();
+        let plain = read_with(settings(8), CHAT, body("")).unwrap();
         for key in ["model"].into_iter().chain(SALTS) {
             let salted =
-                |value: &str| read_with(settings(8), CHAT, &body(&format!(r#","{key}":{value}"#))).unwrap();
+                |value: &str| read_with(settings(8), CHAT, body(&format!(r#","{key}":{value}"#))).unwrap();
             assert_eq!(shared(&plain, &salted("\"a\"")), 0, "{key}");
             assert_eq!(shared(&salted("\"b\""), &salted("\"a\"")), 0, "{key}");
             assert_eq!(plain, salted("null"), "{key}");
         }
-        assert_eq!(shared(&plain, &read_with(settings(8), COMPLETIONS, &body("")).unwrap()), 0);
+        assert_eq!(shared(&plain, &read_with(settings(8), COMPLETIONS, body("")).unwrap()), 0);
         let of = |tenant| {
             let reading = Reading { blocks: Some(settings(8)), ..Reading::default() };
             reading.of_tenant(Some(&HeaderValue::from_static(tenant))).blocks.unwrap()
@@ -254,17 +254,17 @@ mod tests {
         let [a, b] = ["a", "b"].map(|tenant| read_with(of(tenant), CHAT, body("")).unwrap());
         assert_eq!((shared(&plain, &a), shared(&a, &b)), (0, 0));
         let other = Settings { secret: Secret::new([0; 4]), ..settings(8) };
-        assert_eq!(shared(&plain, &read_with(other, CHAT, &body("")).unwrap()), 0);
+        assert_eq!(shared(&plain, &read_with(other, CHAT, body("")).unwrap()), 0);
         // A field that moves into the next is another one.
         let salts = |a: &str, b: &str| body(&format!(r#","chat_template":{a},"chat_template_kwargs":{b}"#));
-        assert_ne!(read(CHAT, &salts("12", "3")), read(CHAT, &salts("1", "23")));
+        assert_ne!(read(CHAT, salts("12", "3")), read(CHAT, salts("1", "23")));
     }
 
     #[test]
     fn what_stands_before_the_messages_is_rendered_before_them() {
         let long = "x".repeat(100);
         let with = |path: &str, field: &str| {
-            read_with(settings(8), path, &format!(r#"{{"input":"{long}","messages":["{long}"]{field}}}"#))
+            read_with(settings(8), path, format!(r#"{{"input":"{long}","messages":["{long}"]{field}}}"#))
                 .unwrap()
         };
         let plain = with(CHAT, "");
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_prompt_is_where_the_endpoint_looks_for_it() {
-        let alone = |path: &str, field: &str| read(path, &format!("{{{field}}}"));
+        let alone = |path: &str, field: &str| read(path, format!("{{{field}}}"));
         let (messages, prompt, input) = (
             r#""messages":[{"role":"user","content":"m"}]"#,
             r#""prompt":"some prompt""#,
@@ -312,7 +312,7 @@ mod tests {
         let items =
             r#"{"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}]}"#;
         assert!(read("/v1/responses", items).bytes < items.len());
-        let list = |list: &str| read(COMPLETIONS, &format!(r#"{{"prompt":{list}}}"#));
+        let list = |list: &str| read(COMPLETIONS, format!(r#"{{"prompt":{list}}}"#));
         assert_eq!(list(r#""some text""#), list(r#"["some text"]"#));
         assert_ne!(list(r#"["some text","a"]"#), list(r#"["some texta"]"#));
         assert_ne!(list(r#"["some text","a","b"]"#), list(r#"["some text","ab"]"#));
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn token_ids_are_exact_and_have_keys_of_their_own() {
-        let read = |prompt: &str| read_with(settings(18), COMPLETIONS, &format!(r#"{{"prompt":{prompt}}}"#));
+        let read = |prompt: &str| read_with(settings(18), COMPLETIONS, format!(r#"{{"prompt":{prompt}}}"#));
         let ids = |range: std::ops::Range<u32>| json!(range.collect::<Vec<_>>()).to_string();
         let ten = read(&ids(0..10)).unwrap();
         assert_eq!((ten.bytes, ten.tokens, ten.block_bytes, ten.keys.len()), (40, Some(10), 16, 2));
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(Some(&ten), read(&format!("[{}]", ids(0..10))).as_ref(), "a list of one list");
         assert_eq!(read(&ids(0..100)).unwrap().keys.get(..2), Some(&*ten.keys));
         let lists =
-            |lists: &str| read_with(settings(4), COMPLETIONS, &format!(r#"{{"prompt":{lists}}}"#)).unwrap();
+            |lists: &str| read_with(settings(4), COMPLETIONS, format!(r#"{{"prompt":{lists}}}"#)).unwrap();
         assert_eq!(lists("[[1, 2],[3]]").tokens, Some(3));
         assert_ne!(lists("[[1,2],[3]]").keys, lists("[[1],[2,3]]").keys);
         assert_ne!(lists("[1,2,3]").keys, lists("[[1],[2,3]]").keys);
@@ -378,7 +378,7 @@ mod tests {
     fn blocks_beyond_the_bound_are_counted() {
         let body = |bytes: usize| format!(r#"{{"prompt":"{}"}}"#, "x".repeat(bytes));
         let read = |bytes, blocks_max| {
-            read_with(Settings { blocks_max, ..settings(64) }, COMPLETIONS, &body(bytes)).unwrap()
+            read_with(Settings { blocks_max, ..settings(64) }, COMPLETIONS, body(bytes)).unwrap()
         };
         let (all, some) = (read(1000, 100), read(1000, 5));
         assert_eq!((all.keys.len(), all.unkeyed), (15, 0));
