@@ -43,6 +43,20 @@ const DECODE_S: f64 = 50e-6;
 const KV_TOKEN_S: f64 = 35e-9;
 const LOADED_TOKENS_PER_S: f64 = 300_000.0;
 
+/// All of them, by name.
+pub(super) fn constants() -> [(&'static str, f64); 8] {
+    [
+        ("iteration_tokens_max", tokens(ITERATION_TOKENS_MAX)),
+        ("sequences_max", tokens(SEQUENCES_MAX)),
+        ("iteration_s", ITERATION_S),
+        ("prefill_tokens_per_s", PREFILL_TOKENS_PER_S),
+        ("context_tokens", CONTEXT_TOKENS),
+        ("decode_s", DECODE_S),
+        ("kv_token_s", KV_TOKEN_S),
+        ("loaded_tokens_per_s", LOADED_TOKENS_PER_S),
+    ]
+}
+
 /// What a request has come to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Progress {
