@@ -1,25 +1,34 @@
 //! The shadow of one backend's prefix cache: its blocks from the youngest to the oldest, bounded in tokens.
 //!
-//! Called by `state::blocks` alone, under the backend's lock; it keeps the index in step. It takes no time and knows no
-//! prompt but by its keys.
+//! Called by `state::blocks` alone, under the backend's lock; it keeps the index in step. Bounded by `capacity`, but for the
+//! time of one call also by the blocks of one prompt. Every prompt touches all its blocks, the last one first, so a block
+//! is always younger than those that extend it: what goes first is the end of something, and eviction makes no holes.
 
 use super::BlockKey;
 use super::index::Index;
-use super::lru::Lru;
+use super::lru::{Lru, Node, Slot};
 
-/// Spent tokens are kept together until they are this many, so that there are never more nodes than `capacity` / this for them.
-const SPENT_TOKENS_MIN: usize = 256;
+/// Spent tokens are gathered until they are so many, so that they never have more nodes than `capacity` divided by it.
+pub(super) const SPENT_TOKENS_MIN: usize = 256;
 
-/// To whom a block owes that it counts as held.
+/// How many tries in flight a block owes it to that it counts as held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Owner(u32);
+pub(super) struct Tries(u16);
 
-impl Owner {
-    /// To nobody: some try's first token came back.
-    pub(super) const CONFIRMED: Self = Self(0);
-    /// No block, but tokens that are never found again.
-    const SPENT: Self = Self(1);
-    const FIRST_TRY: u32 = 2;
+impl Tries {
+    /// Not a block, but tokens that are never found again.
+    pub(super) const SPENT: Self = Self(0);
+    const ONE: Self = Self(1);
+    /// Some try's first token came back, so none is needed any more. (A block that 65,535 expect is taken for one.)
+    const CONFIRMED: Self = Self(u16::MAX);
+}
+
+/// A try that expects blocks: its number, which is compared as those of TCP are, and so may wrap; the blocks it expects
+/// are the first ones of its prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Try {
+    number: u32,
+    blocks: usize,
 }
 
 #[derive(Debug)]
@@ -30,68 +39,42 @@ pub(super) struct Cache {
     capacity: usize,
     /// Spent tokens that have no node yet; the youngest of all.
     gathered: usize,
-    tries: u32,
+    /// The number of the latest try.
+    latest: u32,
 }
 
 impl Cache {
     pub(super) fn new(backend: usize, capacity: usize) -> Self {
-        Self { backend, lru: Lru::new(), tokens: 0, capacity, gathered: 0, tries: 0 }
+        Self { backend, lru: Lru::new(), tokens: 0, capacity, gathered: 0, latest: 0 }
     }
 
-    /// An owner that is nobody else's: only a try that is in flight while 2³² others begin could meet its own again.
-    pub(super) fn next_owner(&mut self) -> Owner {
-        self.tries = self.tries.wrapping_add(1).max(Owner::FIRST_TRY);
-        Owner(self.tries)
+    /// A try is sent. Returns it, and how many blocks had to go.
+    pub(super) fn expect(&mut self, keys: &[BlockKey], block_tokens: usize, index: &Index) -> (Try, usize) {
+        self.latest = self.latest.wrapping_add(1);
+        let number = self.latest;
+        let (blocks, evicted) = self.bring(keys, block_tokens, Some(number), index);
+        (Try { number, blocks }, evicted)
     }
 
-    /// Makes all blocks of a prompt the youngest, the first one at last. What is new or expected is `owner`'s from now on.
-    /// Returns how many blocks had to go.
-    pub(super) fn bring(
-        &mut self,
-        keys: &[BlockKey],
-        block_tokens: usize,
-        owner: Owner,
-        index: &Index,
-    ) -> usize {
-        let tokens = u32::try_from(block_tokens.max(1)).unwrap_or(u32::MAX);
-        let room = self.capacity / tokens as usize;
-        for key in keys.iter().take(room).rev() {
-            self.tokens += tokens as usize;
-            if let Some(slot) = self.lru.find(*key) {
-                self.lru.touch(slot);
-                let node = &mut self.lru[slot];
-                self.tokens -= node.tokens as usize;
-                node.tokens = tokens;
-                if node.owner != Owner::CONFIRMED {
-                    node.owner = owner;
-                }
-            } else {
-                self.lru.insert(*key, tokens, owner);
-                index.insert(*key, self.backend);
-            }
-        }
-        self.evict(index)
+    /// The first token of a try is back. Returns how many blocks had to go.
+    pub(super) fn confirm(&mut self, keys: &[BlockKey], block_tokens: usize, index: &Index) -> usize {
+        self.bring(keys, block_tokens, None, index).1
     }
 
-    /// Takes room for tokens that are never found again. Returns how many blocks had to go.
-    pub(super) fn spend(&mut self, tokens: usize, index: &Index) -> usize {
-        let tokens = tokens.min(self.capacity);
-        self.tokens += tokens;
-        self.gathered += tokens;
-        if self.gathered >= SPENT_TOKENS_MIN {
-            let tokens = u32::try_from(self.gathered).unwrap_or(u32::MAX);
-            self.gathered -= tokens as usize;
-            self.lru.push(BlockKey(0), tokens, Owner::SPENT);
-        }
-        self.evict(index)
-    }
-
-    /// Removes those of the blocks that are `owner`'s. Returns how many.
-    pub(super) fn remove(&mut self, keys: &[BlockKey], owner: Owner, index: &Index) -> usize {
+    /// A try failed: removes what nobody but it expected. Returns how many blocks that were.
+    ///
+    /// A block that is older than the try is the one that it touched, as what went and came back is younger.
+    pub(super) fn withdraw(&mut self, keys: &[BlockKey], of: Try, index: &Index) -> usize {
         let before = self.lru.blocks();
-        for key in keys {
-            if let Some(slot) = self.lru.find(*key).filter(|slot| self.lru[*slot].owner == owner) {
-                self.remove_slot(slot, index);
+        for key in &keys[..of.blocks] {
+            let Some(slot) = self.lru.find(*key) else { continue };
+            let node = &mut self.lru[slot];
+            let is_expected =
+                node.tries != Tries::CONFIRMED && of.number.wrapping_sub(node.born) <= u32::MAX / 2;
+            match node.tries {
+                Tries::ONE if is_expected => self.remove(slot, index),
+                Tries(tries) if is_expected => node.tries = Tries(tries - 1),
+                _ => {}
             }
         }
         before - self.lru.blocks()
@@ -99,62 +82,111 @@ impl Cache {
 
     /// Removes the last of a prompt's blocks, back to one that a try in flight is about to bring: that brings all before it
     /// as well. Returns how many.
-    pub(super) fn truncate(&mut self, keys: &[BlockKey], index: &Index) -> usize {
+    pub(super) fn truncate(&mut self, beyond: &[BlockKey], index: &Index) -> usize {
         let before = self.lru.blocks();
-        for key in keys.iter().rev() {
+        for key in beyond.iter().rev() {
             let Some(slot) = self.lru.find(*key) else { continue };
-            if self.lru[slot].owner != Owner::CONFIRMED {
+            if self.lru[slot].tries != Tries::CONFIRMED {
                 break;
             }
-            self.remove_slot(slot, index);
+            self.remove(slot, index);
         }
         before - self.lru.blocks()
     }
 
     /// Whether a block is there only because a try in flight is about to bring it.
     pub(super) fn is_expected(&self, key: BlockKey) -> bool {
-        self.lru.find(key).is_some_and(|slot| self.lru[slot].owner != Owner::CONFIRMED)
+        self.lru.find(key).is_some_and(|slot| self.lru[slot].tries != Tries::CONFIRMED)
     }
 
+    /// Takes room for tokens that are never found again. Returns how many blocks had to go.
+    pub(super) fn spend(&mut self, tokens: usize, index: &Index) -> usize {
+        let tokens = tokens.min(self.capacity);
+        self.tokens += tokens;
+        self.gathered += tokens;
+        while self.gathered >= SPENT_TOKENS_MIN {
+            let tokens = u16::try_from(self.gathered).unwrap_or(u16::MAX);
+            self.gathered -= usize::from(tokens);
+            self.lru.insert(Node::new(BlockKey(0), tokens, Tries::SPENT, 0));
+        }
+        self.evict(index)
+    }
+
+    /// Returns how many blocks had to go.
     pub(super) fn set_capacity(&mut self, tokens: usize, index: &Index) -> usize {
         self.capacity = tokens;
         self.evict(index)
     }
 
     pub(super) fn clear(&mut self, index: &Index) {
-        for node in self.lru.iter().filter(|node| node.owner != Owner::SPENT) {
+        for node in self.lru.iter().filter(|node| node.tries != Tries::SPENT) {
             index.remove(node.key, self.backend);
         }
         self.lru = Lru::new();
         (self.tokens, self.gathered) = (0, 0);
     }
 
+    /// Makes as many of a prompt's first blocks as there is room for the youngest, the very first one at last. They are
+    /// expected by one more try, or confirmed. Returns how many they are, and how many others had to go.
+    fn bring(
+        &mut self,
+        keys: &[BlockKey],
+        block_tokens: usize,
+        by: Option<u32>,
+        index: &Index,
+    ) -> (usize, usize) {
+        let tokens = u16::try_from(block_tokens.max(1)).unwrap_or(u16::MAX);
+        let blocks = keys.len().min(self.capacity / usize::from(tokens));
+        let mut next = Slot::NONE;
+        for key in keys[..blocks].iter().rev() {
+            // What a prompt touched before is in the list one after the other, and so needs not be looked for.
+            let known = if self.lru.is_at(*key, next) {
+                Some(next)
+            } else if index.insert(*key, self.backend) {
+                None
+            } else {
+                self.lru.find(*key)
+            };
+            self.tokens += usize::from(tokens);
+            if let Some(slot) = known {
+                next = self.lru.touch(slot);
+                let node = &mut self.lru[slot];
+                self.tokens -= usize::from(node.tokens);
+                node.tokens = tokens;
+                node.tries = by.map_or(Tries::CONFIRMED, |_| Tries(node.tries.0.saturating_add(1)));
+            } else {
+                let tries = by.map_or(Tries::CONFIRMED, |_| Tries::ONE);
+                self.lru.insert(Node::new(*key, tokens, tries, by.unwrap_or_default()));
+            }
+        }
+        (blocks, self.evict(index))
+    }
+
     /// Lets the oldest go until there is room. Returns how many blocks went.
     fn evict(&mut self, index: &Index) -> usize {
         let before = self.lru.blocks();
-        while self.tokens > self.capacity {
-            let over = self.tokens - self.capacity;
+        while let Some(over) = self.tokens.checked_sub(self.capacity).filter(|over| *over > 0) {
             let Some(slot) = self.lru.oldest() else {
-                self.gathered -= over;
                 self.tokens -= over;
+                self.gathered -= over;
                 break;
             };
             let node = &mut self.lru[slot];
-            match u32::try_from(over) {
-                Ok(part) if node.owner == Owner::SPENT && part < node.tokens => {
+            match u16::try_from(over) {
+                Ok(part) if node.tries == Tries::SPENT && part < node.tokens => {
                     node.tokens -= part;
                     self.tokens -= over;
                 }
-                _ => self.remove_slot(slot, index),
+                _ => self.remove(slot, index),
             }
         }
         before - self.lru.blocks()
     }
 
-    fn remove_slot(&mut self, slot: u32, index: &Index) {
+    fn remove(&mut self, slot: Slot, index: &Index) {
         let node = self.lru.remove(slot);
-        self.tokens -= node.tokens as usize;
-        if node.owner != Owner::SPENT {
+        self.tokens -= usize::from(node.tokens);
+        if node.tries != Tries::SPENT {
             index.remove(node.key, self.backend);
         }
     }
@@ -171,7 +203,86 @@ impl Cache {
         self.capacity
     }
 
+    /// The memory of the list, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.lru.bytes()
+    }
+}
+
+#[cfg(test)]
+impl Cache {
+    /// It is whole, and its tokens are counted. Returns its blocks from the oldest to the youngest, and whether each is
+    /// confirmed.
+    pub(super) fn check(&self) -> Vec<(BlockKey, bool)> {
+        self.lru.check();
+        let tokens: usize = self.lru.iter().map(|node| usize::from(node.tokens)).sum();
+        assert_eq!(tokens + self.gathered, self.tokens);
+        assert!(self.lru.iter().all(|node| node.tokens > 0));
+        assert!(self.tokens <= self.capacity && self.gathered < SPENT_TOKENS_MIN);
+        let blocks = self.lru.iter().filter(|node| node.tries != Tries::SPENT);
+        blocks.map(|node| (node.key, node.tries == Tries::CONFIRMED)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: [BlockKey; 3] = [BlockKey(1 << 40), BlockKey(2 << 40), BlockKey(3 << 40)];
+
+    #[test]
+    fn numbers_of_tries_may_wrap() {
+        let index = Index::new(1);
+        let mut cache = Cache::new(0, 1000);
+        cache.latest = u32::MAX - 1;
+        let (last, _) = cache.expect(&KEYS, 10, &index);
+        let (first, _) = cache.expect(&KEYS, 10, &index);
+        assert_eq!((last.number, first.number), (u32::MAX, 0));
+        assert_eq!(cache.withdraw(&KEYS, first, &index), 0, "the try before it expects them still");
+        assert_eq!(cache.withdraw(&KEYS, last, &index), 3);
+
+        cache.latest = u32::MAX - 1;
+        let (last, _) = cache.expect(&KEYS, 10, &index);
+        cache.clear(&index);
+        let (first, _) = cache.expect(&KEYS[..2], 10, &index);
+        assert_eq!(cache.withdraw(&KEYS, last, &index), 0, "what it brought is gone, and others came");
+        assert_eq!(cache.withdraw(&KEYS, first, &index), 2);
+    }
+
+    #[test]
+    fn a_try_withdraws_only_what_it_had_room_for() {
+        let index = Index::new(1);
+        let mut cache = Cache::new(0, 25);
+        let (all, _) = cache.expect(&KEYS, 5, &index);
+        let (two, _) = cache.expect(&KEYS, 10, &index);
+        assert_eq!((two.blocks, cache.blocks()), (2, 3), "the third has room by its old weight");
+        assert_eq!(cache.withdraw(&KEYS, two, &index), 0);
+        assert_eq!(cache.withdraw(&KEYS, all, &index), 3);
+    }
+
+    #[test]
+    fn spent_tokens_are_never_taken_for_a_block() {
+        let index = Index::new(1);
+        let mut cache = Cache::new(0, 1000);
+        cache.expect(&KEYS[..1], 10, &index);
+        cache.spend(SPENT_TOKENS_MIN, &index);
+        let prompt = [BlockKey(0), KEYS[0]];
+        cache.expect(&prompt, 10, &index);
+        assert_eq!((index.held(&prompt, 1), cache.blocks()), (vec![2], 2));
+        assert_eq!(cache.tokens(), 20 + SPENT_TOKENS_MIN);
+    }
+
+    #[test]
+    fn spent_tokens_have_few_nodes_however_few_come_at_a_time() {
+        let index = Index::new(1);
+        let mut cache = Cache::new(0, 100 * SPENT_TOKENS_MIN);
+        for tokens in (0..5).cycle().take(50_000) {
+            cache.spend(tokens, &index);
+            assert!(cache.lru.iter().count() <= 100);
+        }
+        assert_eq!(cache.tokens(), cache.capacity());
+        cache.check();
+        cache.spend(usize::MAX, &index);
+        assert_eq!((cache.tokens(), cache.lru.iter().count()), (cache.capacity(), 1));
     }
 }

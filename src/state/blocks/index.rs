@@ -1,42 +1,40 @@
 //! Which backends hold a block, over all backends.
 //!
 //! Called by `state::blocks` alone: the caches write it, each only its own backend's bit and under its own lock; requests
-//! read it. Bounded by what the caches hold: a block that nobody holds is not kept.
+//! read it. Bounded by what the caches hold: a block that nobody holds is not kept. It knows no order and no tokens.
 
 use super::BlockKey;
+use super::table::make_room;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use parking_lot::RwLock;
 
-/// Backends per plane: one bit of a `u64` each.
-const PLANE: usize = u64::BITS as usize;
-const SHARDS: usize = 64;
+/// Backends per plane: one bit of a `u32` each.
+const PLANE: usize = u32::BITS as usize;
 
-/// One plane of tables for each 64 backends.
+/// A set of tables for each 32 backends: more bits would be more room for each block.
 #[derive(Debug)]
 pub(super) struct Index {
     planes: Box<[Plane]>,
 }
 
+/// So many tables that two requests seldom want the same one, and that one which grows is done within some 10 µs.
 #[derive(Debug)]
 struct Plane {
-    shards: Box<[Shard]>,
+    shards: Box<[RwLock<HashTable<Holders>>; BlockKey::SHARDS]>,
 }
 
 /// A block and, bit by bit, who holds it; at least one backend does.
 #[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(4))]
 struct Holders {
     key: BlockKey,
-    backends: u64,
+    backends: u32,
 }
-
-/// Tables are sharded to have short locks, and none that is busy with growing when it matters.
-#[derive(Debug, Default)]
-struct Shard(RwLock<HashTable<Holders>>);
 
 impl Index {
     pub(super) fn new(backends: usize) -> Self {
-        let plane = |_| Plane { shards: (0..SHARDS).map(|_| Shard::default()).collect() };
+        let plane = |_| Plane { shards: Box::new(std::array::from_fn(|_| RwLock::default())) };
         Self { planes: (0..backends.div_ceil(PLANE)).map(plane).collect() }
     }
 
@@ -44,16 +42,15 @@ impl Index {
     pub(super) fn held(&self, keys: &[BlockKey], backends: usize) -> Vec<usize> {
         let mut held = vec![keys.len(); backends];
         for (plane, held) in self.planes.iter().zip(held.chunks_mut(PLANE)) {
-            let mut all_so_far = u64::MAX >> (PLANE - held.len());
+            let mut holders = u32::MAX >> (PLANE - held.len());
             for (blocks, key) in keys.iter().enumerate() {
-                let all = all_so_far & plane.backends(*key);
-                let mut ends = all_so_far ^ all;
+                let mut ends = holders & !plane.holders(*key);
+                holders ^= ends;
                 while ends != 0 {
                     held[ends.trailing_zeros() as usize] = blocks;
                     ends &= ends - 1;
                 }
-                all_so_far = all;
-                if all == 0 {
+                if holders == 0 {
                     break;
                 }
             }
@@ -61,13 +58,19 @@ impl Index {
         held
     }
 
-    /// `backend` holds the block from now on.
-    pub(super) fn insert(&self, key: BlockKey, backend: usize) {
+    /// `backend` holds the block from now on. Returns whether it did not before.
+    pub(super) fn insert(&self, key: BlockKey, backend: usize) -> bool {
         let mut table = self.planes[backend / PLANE].shard(key).write();
-        match table.entry(key.0, |holders| holders.key == key, |holders| holders.key.0) {
-            Entry::Occupied(mut entry) => entry.get_mut().backends |= bit(backend),
+        make_room(&mut table, Holders::hash);
+        match table.entry(key.0, |holders| holders.is_of(key), Holders::hash) {
+            Entry::Occupied(mut entry) => {
+                let before = entry.get().backends;
+                entry.get_mut().backends |= bit(backend);
+                before & bit(backend) == 0
+            }
             Entry::Vacant(entry) => {
                 entry.insert(Holders { key, backends: bit(backend) });
+                true
             }
         }
     }
@@ -75,7 +78,7 @@ impl Index {
     /// `backend` holds the block no longer.
     pub(super) fn remove(&self, key: BlockKey, backend: usize) {
         let mut table = self.planes[backend / PLANE].shard(key).write();
-        if let Ok(mut entry) = table.find_entry(key.0, |holders| holders.key == key) {
+        if let Ok(mut entry) = table.find_entry(key.0, |holders| holders.is_of(key)) {
             entry.get_mut().backends &= !bit(backend);
             if entry.get().backends == 0 {
                 entry.remove();
@@ -83,25 +86,57 @@ impl Index {
         }
     }
 
-    /// The memory of the tables.
+    /// The memory of the tables, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let shard = |Shard(table): &Shard| size_of::<Shard>() + table.read().allocation_size();
-        self.planes.iter().map(|plane| plane.shards.iter().map(shard).sum::<usize>()).sum()
+        self.planes.iter().map(Plane::bytes).sum()
     }
 }
 
 impl Plane {
-    fn backends(&self, key: BlockKey) -> u64 {
+    fn holders(&self, key: BlockKey) -> u32 {
         let table = self.shard(key).read();
-        table.find(key.0, |holders| holders.key == key).map_or(0, |holders| holders.backends)
+        table.find(key.0, |holders| holders.is_of(key)).map_or(0, |holders| holders.backends)
     }
 
-    /// By bits from the middle: the tables use the lowest and the highest.
     fn shard(&self, key: BlockKey) -> &RwLock<HashTable<Holders>> {
-        &self.shards[(key.0 >> 32) as usize % SHARDS].0
+        &self.shards[key.shard()]
+    }
+
+    fn bytes(&self) -> usize {
+        let tables: usize = self.shards.iter().map(|table| table.read().allocation_size()).sum();
+        size_of_val(&*self.shards) + tables
     }
 }
 
-fn bit(backend: usize) -> u64 {
+impl Holders {
+    fn hash(&self) -> u64 {
+        self.key.0
+    }
+
+    fn is_of(&self, key: BlockKey) -> bool {
+        self.hash() == key.0
+    }
+}
+
+fn bit(backend: usize) -> u32 {
     1 << (backend % PLANE)
+}
+
+#[cfg(test)]
+impl Index {
+    /// Every block with every backend that holds it, sorted.
+    pub(super) fn entries(&self) -> Vec<(usize, u64)> {
+        let mut entries = Vec::new();
+        for (first, plane) in self.planes.iter().enumerate() {
+            for shard in &*plane.shards {
+                for Holders { key, backends } in shard.read().iter().copied() {
+                    assert_ne!(backends, 0, "a block that nobody holds");
+                    let holders = (0..PLANE).filter(|backend| backends & bit(*backend) != 0);
+                    entries.extend(holders.map(|backend| (first * PLANE + backend, key.0)));
+                }
+            }
+        }
+        entries.sort_unstable();
+        entries
+    }
 }

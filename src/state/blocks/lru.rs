@@ -1,139 +1,242 @@
 //! A list of what was used, from the youngest to the oldest, in one slab; blocks are found by their keys.
 //!
-//! Called by `cache.rs` alone, which bounds it. It knows the order and nothing of what it means.
+//! Called by `cache.rs` alone, which bounds it. It never gives memory back, but is dropped as a whole. It knows the order and
+//! nothing of what it means.
 
 use super::BlockKey;
-use super::cache::Owner;
+use super::cache::Tries;
+use super::table::make_room;
 use hashbrown::HashTable;
+use std::ops;
 
-/// No slot: the end of the list, of the free slots.
-const NONE: u32 = u32::MAX;
+/// Nodes are allocated by so many, so that none is ever moved.
+const CHUNK: usize = 256;
+/// So many tables that one which grows is done soon.
+const SHARDS: usize = 16;
 
-/// What is known of a block, or of tokens that are not of a block.
+/// A block, or tokens that are not of a block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Node {
     pub(super) key: BlockKey,
-    pub(super) tokens: u32,
-    pub(super) owner: Owner,
-    younger: u32,
-    older: u32,
+    younger: Slot,
+    older: Slot,
+    /// The number of the try that brought it.
+    pub(super) born: u32,
+    pub(super) tokens: u16,
+    pub(super) tries: Tries,
+}
+
+impl Node {
+    pub(super) fn new(key: BlockKey, tokens: u16, tries: Tries, born: u32) -> Self {
+        Self { key, younger: Slot::NONE, older: Slot::NONE, born, tokens, tries }
+    }
+
+    fn is_block(&self) -> bool {
+        self.tries != Tries::SPENT
+    }
+}
+
+/// Where a node is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Slot(u32);
+
+impl Slot {
+    pub(super) const NONE: Self = Self(u32::MAX);
+
+    fn some(self) -> Option<Self> {
+        (self != Self::NONE).then_some(self)
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Lru {
-    nodes: Vec<Node>,
-    slots: HashTable<u32>,
-    youngest: u32,
-    oldest: u32,
-    free: u32,
+    nodes: Slab,
+    blocks: [HashTable<Slot>; SHARDS],
+    youngest: Slot,
+    oldest: Slot,
+    /// The free slots, each naming the next one as the older.
+    free: Slot,
 }
 
 impl Lru {
     pub(super) fn new() -> Self {
-        Self { nodes: Vec::new(), slots: HashTable::new(), youngest: NONE, oldest: NONE, free: NONE }
+        Self {
+            nodes: Slab(Vec::new()),
+            blocks: Default::default(),
+            youngest: Slot::NONE,
+            oldest: Slot::NONE,
+            free: Slot::NONE,
+        }
     }
 
     /// The slot of a block.
-    pub(super) fn find(&self, key: BlockKey) -> Option<u32> {
-        self.slots.find(key.0, |slot| self[*slot].key == key).copied()
+    pub(super) fn find(&self, key: BlockKey) -> Option<Slot> {
+        self.blocks[shard(key)].find(key.0, |slot| self.nodes[*slot].key == key).copied()
+    }
+
+    /// Whether it is this block that is in a slot.
+    pub(super) fn is_at(&self, key: BlockKey, slot: Slot) -> bool {
+        slot.some().is_some_and(|slot| self.nodes[slot].key == key && self.nodes[slot].is_block())
     }
 
     /// The slot of the oldest.
-    pub(super) fn oldest(&self) -> Option<u32> {
-        (self.oldest != NONE).then_some(self.oldest)
+    pub(super) fn oldest(&self) -> Option<Slot> {
+        self.oldest.some()
     }
 
-    /// Adds a block as the youngest.
-    pub(super) fn insert(&mut self, key: BlockKey, tokens: u32, owner: Owner) {
-        let slot = self.push(key, tokens, owner);
-        let Self { nodes, slots, .. } = self;
-        slots.insert_unique(key.0, slot, |slot| nodes[*slot as usize].key.0);
-    }
-
-    /// Adds something as the youngest that is never looked for.
-    pub(super) fn push(&mut self, key: BlockKey, tokens: u32, owner: Owner) -> u32 {
-        let node = Node { key, tokens, owner, younger: NONE, older: NONE };
-        let slot = if self.free == NONE {
-            let slot =
-                u32::try_from(self.nodes.len()).expect("4 billion blocks are more than fit into memory");
-            self.nodes.push(node);
+    /// Adds a node as the youngest. If it is a block, it must not be there yet.
+    pub(super) fn insert(&mut self, node: Node) {
+        let slot = if let Some(slot) = self.free.some() {
+            self.free = self.nodes[slot].older;
+            self.nodes[slot] = node;
             slot
         } else {
-            let slot = self.free;
-            self.free = self[slot].older;
-            self[slot] = node;
-            slot
+            self.nodes.push(node)
         };
         self.link(slot);
-        slot
+        if node.is_block() {
+            let Self { nodes, blocks, .. } = self;
+            let table = &mut blocks[shard(node.key)];
+            let hash = |slot: &Slot| nodes[*slot].key.0;
+            make_room(table, hash);
+            table.insert_unique(node.key.0, slot, hash);
+        }
     }
 
-    /// Makes the youngest of what is in a slot.
-    pub(super) fn touch(&mut self, slot: u32) {
-        self.unlink(slot);
-        self.link(slot);
+    /// Makes a node the youngest. Returns the slot of the one that was just younger.
+    pub(super) fn touch(&mut self, slot: Slot) -> Slot {
+        let younger = self.nodes[slot].younger;
+        if younger != Slot::NONE {
+            self.unlink(slot);
+            self.link(slot);
+        }
+        younger
     }
 
-    pub(super) fn remove(&mut self, slot: u32) -> Node {
-        let node = self[slot];
-        if let Ok(entry) = self.slots.find_entry(node.key.0, |other| *other == slot) {
-            entry.remove();
+    /// Removes a node. Its slot is free then.
+    pub(super) fn remove(&mut self, slot: Slot) -> Node {
+        let node = self.nodes[slot];
+        if node.is_block() {
+            let table = &mut self.blocks[shard(node.key)];
+            if let Ok(entry) = table.find_entry(node.key.0, |other| *other == slot) {
+                entry.remove();
+            }
         }
         self.unlink(slot);
-        self[slot].older = self.free;
-        self.free = slot;
+        self.nodes[slot].older = std::mem::replace(&mut self.free, slot);
         node
     }
 
-    fn link(&mut self, slot: u32) {
+    fn link(&mut self, slot: Slot) {
         let older = std::mem::replace(&mut self.youngest, slot);
-        self[slot].younger = NONE;
-        self[slot].older = older;
-        match older {
-            NONE => self.oldest = slot,
-            older => self[older].younger = slot,
+        self.nodes[slot].younger = Slot::NONE;
+        self.nodes[slot].older = older;
+        match older.some() {
+            Some(older) => self.nodes[older].younger = slot,
+            None => self.oldest = slot,
         }
     }
 
-    fn unlink(&mut self, slot: u32) {
-        let Node { younger, older, .. } = self[slot];
-        match younger {
-            NONE => self.youngest = older,
-            younger => self[younger].older = older,
+    fn unlink(&mut self, slot: Slot) {
+        let Node { younger, older, .. } = self.nodes[slot];
+        match younger.some() {
+            Some(younger) => self.nodes[younger].older = older,
+            None => self.youngest = older,
         }
-        match older {
-            NONE => self.oldest = younger,
-            older => self[older].younger = younger,
+        match older.some() {
+            Some(older) => self.nodes[older].younger = younger,
+            None => self.oldest = younger,
         }
     }
 
-    /// Blocks that can be found.
+    /// How many blocks there are.
     pub(super) fn blocks(&self) -> usize {
-        self.slots.len()
+        self.blocks.iter().map(HashTable::len).sum()
     }
 
-    /// From the oldest to the youngest.
+    /// All nodes, from the oldest to the youngest.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Node> {
-        let at = |slot: u32| (slot != NONE).then(|| &self[slot]);
-        std::iter::successors(at(self.oldest), move |node| at(node.younger))
+        let node = |slot: Slot| slot.some().map(|slot| &self.nodes[slot]);
+        std::iter::successors(node(self.oldest), move |last| node(last.younger))
     }
 
-    /// The memory of slab and table.
+    /// The memory of slab and tables, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>() + self.slots.allocation_size()
+        self.nodes.bytes() + self.blocks.iter().map(HashTable::allocation_size).sum::<usize>()
     }
 }
 
-impl std::ops::Index<u32> for Lru {
+fn shard(key: BlockKey) -> usize {
+    key.shard() * SHARDS / BlockKey::SHARDS
+}
+
+impl ops::Index<Slot> for Lru {
     type Output = Node;
 
-    fn index(&self, slot: u32) -> &Node {
-        &self.nodes[slot as usize]
+    fn index(&self, slot: Slot) -> &Node {
+        &self.nodes[slot]
     }
 }
 
-impl std::ops::IndexMut<u32> for Lru {
-    fn index_mut(&mut self, slot: u32) -> &mut Node {
-        &mut self.nodes[slot as usize]
+/// To change what is known of a node, but neither its key nor whether it is a block.
+impl ops::IndexMut<Slot> for Lru {
+    fn index_mut(&mut self, slot: Slot) -> &mut Node {
+        &mut self.nodes[slot]
+    }
+}
+
+/// Nodes in chunks.
+#[derive(Debug)]
+struct Slab(Vec<Vec<Node>>);
+
+impl Slab {
+    fn push(&mut self, node: Node) -> Slot {
+        let Self(chunks) = self;
+        let nodes = chunks.last().map_or(0, |last| (chunks.len() - 1) * CHUNK + last.len());
+        if nodes == chunks.len() * CHUNK {
+            chunks.push(Vec::with_capacity(CHUNK));
+        }
+        chunks[nodes / CHUNK].push(node);
+        Slot(u32::try_from(nodes).expect("100 GB of nodes are more than fit"))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<Vec<Node>>() + self.0.len() * CHUNK * size_of::<Node>()
+    }
+}
+
+impl ops::Index<Slot> for Slab {
+    type Output = Node;
+
+    fn index(&self, Slot(slot): Slot) -> &Node {
+        &self.0[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+}
+
+impl ops::IndexMut<Slot> for Slab {
+    fn index_mut(&mut self, Slot(slot): Slot) -> &mut Node {
+        &mut self.0[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+}
+
+#[cfg(test)]
+impl Lru {
+    /// The list is whole in both directions, every block is found, and every slot is in the list or free.
+    pub(super) fn check(&self) {
+        let follow = |first: Slot, next: fn(&Node) -> Slot| {
+            std::iter::successors(first.some(), move |slot| next(&self[*slot]).some()).collect::<Vec<_>>()
+        };
+        let from_oldest = follow(self.oldest, |node| node.younger);
+        let mut from_youngest = follow(self.youngest, |node| node.older);
+        from_youngest.reverse();
+        assert_eq!(from_oldest, from_youngest);
+        let blocks: Vec<_> = from_oldest.iter().filter(|slot| self[**slot].is_block()).collect();
+        assert!(
+            blocks.iter().all(|slot| self.find(self[**slot].key) == Some(**slot)),
+            "a block is not found"
+        );
+        assert_eq!(self.blocks(), blocks.len());
+        let slots: usize = self.nodes.0.iter().map(Vec::len).sum();
+        assert_eq!(from_oldest.len() + follow(self.free, |node| node.older).len(), slots);
     }
 }

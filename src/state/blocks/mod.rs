@@ -13,8 +13,9 @@
 mod cache;
 mod index;
 mod lru;
+mod table;
 
-use cache::{Cache, Owner};
+use cache::{Cache, Try};
 use index::Index;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -22,9 +23,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Key of one block of a prompt; stands for all the text up to the block's end, so equal keys = equal prefixes.
 ///
-/// It is a hash already, spread over all its bits, and used as one.
+/// It is a hash already, spread over all its bits, and used as one; with a secret, nobody can make tables slow.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct BlockKey(pub u64);
+
+impl BlockKey {
+    const SHARDS: usize = 256;
+
+    /// Which of so many shards it belongs to, by bits that hash tables do not use. The last ones are larger than the first
+    /// ones, so that they do not all grow at the same time.
+    fn shard(self) -> usize {
+        let [.., fifth, sixth, _, _] = self.0.to_le_bytes();
+        usize::from(fifth.max(sixth))
+    }
+}
 
 /// The shadows of the caches of one cluster's backends.
 #[derive(Debug)]
@@ -63,13 +75,10 @@ impl Blocks {
     /// the least recently used first; of a prompt that is larger than the cache, the end.
     #[must_use = "what is dropped unconfirmed is withdrawn"]
     pub fn expect(self: &Arc<Self>, backend: usize, keys: &Arc<[BlockKey]>, block_tokens: usize) -> Expected {
-        let mut cache = self.caches[backend].lock();
-        let owner = cache.next_owner();
-        let evicted = cache.bring(keys, block_tokens, owner, &self.index);
-        drop(cache);
+        let (expecting, evicted) = self.caches[backend].lock().expect(keys, block_tokens, &self.index);
         count(&self.evicted, evicted);
         let (blocks, keys) = (Arc::clone(self), Arc::clone(keys));
-        Expected { blocks, backend, keys, block_tokens, owner, confirmed: false }
+        Expected { blocks, backend, keys, block_tokens, expecting: Some(expecting) }
     }
 
     /// Tokens that take room at `backend` and are never found again: the rest of a prompt after its last block, the output.
@@ -161,8 +170,8 @@ pub struct Expected {
     backend: usize,
     keys: Arc<[BlockKey]>,
     block_tokens: usize,
-    owner: Owner,
-    confirmed: bool,
+    /// Until it is confirmed.
+    expecting: Option<Try>,
 }
 
 impl Expected {
@@ -176,26 +185,25 @@ impl Expected {
     ///
     /// What went in between comes back: engines keep the blocks of a prompt in work, whoever else wants room.
     pub fn confirm(&mut self) {
-        if std::mem::replace(&mut self.confirmed, true) {
-            return;
+        if self.expecting.take().is_some() {
+            let Self { blocks, backend, keys, block_tokens, .. } = self;
+            let evicted = blocks.caches[*backend].lock().confirm(keys, *block_tokens, &blocks.index);
+            count(&blocks.evicted, evicted);
         }
-        let Self { blocks, backend, keys, block_tokens, .. } = self;
-        let mut cache = blocks.caches[*backend].lock();
-        let evicted = cache.bring(keys, *block_tokens, Owner::CONFIRMED, &blocks.index);
-        drop(cache);
-        count(&blocks.evicted, evicted);
     }
 }
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        if !self.confirmed {
-            let Self { blocks, backend, keys, owner, .. } = self;
-            let withdrawn = blocks.caches[*backend].lock().remove(keys, *owner, &blocks.index);
+        if let Some(expecting) = self.expecting.take() {
+            let Self { blocks, backend, keys, .. } = self;
+            let withdrawn = blocks.caches[*backend].lock().withdraw(keys, expecting, &blocks.index);
             count(&blocks.withdrawn, withdrawn);
         }
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
