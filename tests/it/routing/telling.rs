@@ -1,6 +1,7 @@
 //! What an operator sees of choices and of what is believed of caches.
 
 use super::*;
+use kvway::proxy::peer::Reason;
 use kvway::state::trust::Source;
 
 fn count(world: &World, series: &str) -> f64 {
@@ -12,6 +13,12 @@ fn assert_counts(world: &World, expected: &[(&str, f64)]) {
     for (series, value) in expected {
         assert!((count(world, series) - value).abs() < 1e-9, "{series} is {}", count(world, series));
     }
+}
+
+#[test]
+fn reasons_and_sources_stand_in_the_order_of_their_counters() {
+    assert!(Reason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
+    assert!(Source::ALL.iter().enumerate().all(|(at, source)| *source as usize == at));
 }
 
 #[tokio::test]
