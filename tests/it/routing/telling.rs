@@ -55,8 +55,14 @@ async fn what_was_predicted_is_counted_beside_what_engines_report() {
 }
 
 #[tokio::test]
-async fn engines_that_report_nothing_are_not_part_of_the_comparison() {
-    let world = pmc(1).await;
+async fn engines_that_report_nothing_and_policies_that_predict_nothing_are_not_compared() {
+    for (engine, policy) in [(engine(), "pmc"), (caching(), "round_robin")] {
+        compares_nothing(engine, policy).await;
+    }
+}
+
+async fn compares_nothing(engine: EngineOptions, policy: &str) {
+    let world = world(vec![engine], &format!("policy: {policy}")).await;
     for _ in 0..2 {
         chat(&world, &about(&text(1, 16 * KIB))).await;
         world.idle().await;
