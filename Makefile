@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test test-vllm check bench micro tools
+.PHONY: help demo compare replay test test-vllm check bench routing micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
@@ -21,6 +21,14 @@ demo: tools ## run the gateway before an embedded fleet, and show what it does
 
 compare: tools ## unique prompts against repeated ones through the demo's gateway, in numbers
 	cargo run -- compare --demo --json benches/results/compare.json
+
+replay: tools ## real traffic over simulated engines: what each policy would give (about 10 minutes)
+	cargo build --release
+	for trace in conversation synthetic; do for offload in "" "--offload 4000000"; do \
+	  name=benches/results/replay-$$trace$${offload:+-offload}; \
+	  cargo run --release --quiet -- replay --trace tests/data/traces/mooncake_$$trace.jsonl $$offload --load 0.5,0.8,0.95 \
+	    --json $$name.json --chart $$name.svg || exit 1; \
+	done; done
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
 	cargo test --workspace
@@ -40,6 +48,11 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 	@.ci/install nginx
 	cargo build --release --workspace
 	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
+	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+routing: tools ## first-token times and cache hits of policies, before eight simulated engines (about 7 minutes)
+	cargo build --release --workspace
+	target/release/kvway-bench routing --out benches/results/routing.json \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages

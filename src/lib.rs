@@ -20,6 +20,7 @@ pub mod compare;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;
+pub mod replay;
 
 pub mod access_log;
 pub mod admin;

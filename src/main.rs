@@ -1,17 +1,25 @@
-//! Arguments → configuration → app → run. Exit codes: 64 usage, 78 configuration.
+//! Arguments → configuration → app → run. Exit codes: 64 usage, 65 data, 78 configuration, 130 interrupted.
 
 use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
+use indicatif::{ProgressBar, ProgressStyle};
 use kvway::app::{App, AppError};
-use kvway::arguments::{Arguments, Command, Compare, ConfigFile, Doctor, Healthcheck};
+use kvway::arguments::{Arguments, Command, Compare, ConfigFile, Doctor, Healthcheck, Replay};
 use kvway::compare::{self, Plan};
 use kvway::config::{self, Config, ConfigError, Imported};
+use kvway::replay::{
+    chart,
+    plan::{self, PlanError, Watch},
+};
 use kvway::{demo, doctor, healthcheck, log};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Long prompts come and go: this allocator gives their memory back to the system, the usual one keeps much of it.
@@ -19,7 +27,9 @@ use std::time::Duration;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const USAGE: u8 = 64;
+const DATA: u8 = 65;
 const CONFIGURATION: u8 = 78;
+const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     // Fails only when a provider is installed already, which is as good.
@@ -37,6 +47,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             complain(&format!("kvway: {error:#}"));
+            if matches!(error.downcast_ref(), Some(PlanError::Trace(_))) {
+                return DATA.into();
+            }
             let refused = error.is::<ConfigError>() || error.is::<AppError>();
             if refused { CONFIGURATION.into() } else { ExitCode::FAILURE }
         }
@@ -50,6 +63,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Command::Compare(flags)) if flags.demo => {
             return demo::compare(&flags).map(|()| ExitCode::SUCCESS);
         }
+        Some(Command::Replay(flags)) => return replay(&flags),
         Some(Command::Healthcheck(whom)) => return check_health(&whom),
         Some(Command::Compare(flags)) => Task::Compare(flags),
         Some(Command::Doctor(flags)) => Task::Examine(flags),
@@ -174,6 +188,36 @@ fn compare(flags: &Compare, source: &Source) -> anyhow::Result<ExitCode> {
     let report = runtime.block_on(compare::run(&plan))?;
     report.write(&mut std::io::stdout(), flags.json.as_deref())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn replay(flags: &Replay) -> anyhow::Result<ExitCode> {
+    let plan = match plan::Plan::new(flags) {
+        Err(PlanError::Usage(what)) => return Ok(misused(&what)),
+        plan => plan?,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // Whoever asks twice does not wait for the report.
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    // It takes minutes: a file that cannot be written is better known now.
+    for file in [&flags.json, &flags.chart].into_iter().flatten() {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(file)
+            .with_context(|| file.display().to_string())?;
+    }
+    let style = ProgressStyle::with_template("replaying {wide_bar} {percent:>3} %, {eta} left")?;
+    let bar = ProgressBar::new(plan.requests()).with_style(style);
+    let report = plan.run(Watch { stop: &stop, bar: &bar });
+    bar.finish_and_clear();
+    report.write(&mut std::io::stdout(), flags.json.as_deref())?;
+    if let Some(file) = &flags.chart {
+        std::fs::write(file, chart::draw(&report)?).with_context(|| file.display().to_string())?;
+    }
+    Ok(if report.interrupted { INTERRUPTED.into() } else { ExitCode::SUCCESS })
 }
 
 fn examine(flags: &Doctor, source: &Source) -> anyhow::Result<ExitCode> {

@@ -114,21 +114,27 @@ impl Policy {
     pub fn weighs_caches(self) -> bool {
         matches!(self, Self::Pmc | Self::Lmetric)
     }
+
+    /// The rule by which Pingora's own balancer, or the books, choose: the policy, or what stands in for it where it has
+    /// nothing to go by; of `lmcache_only` that is `fallback`.
+    #[must_use]
+    pub fn balancing(self, fallback: Balancing) -> Balancing {
+        match self {
+            Self::RoundRobin => Balancing::RoundRobin,
+            Self::Random => Balancing::Random,
+            Self::ConsistentHash => Balancing::ConsistentHash,
+            Self::LeastRequests | Self::Pmc | Self::Lmetric => Balancing::LeastRequests,
+            Self::PowerOfTwo => Balancing::PowerOfTwo,
+            Self::LmcacheOnly => fallback,
+        }
+    }
 }
 
 impl Cluster {
-    /// The rule by which Pingora's own balancer, or the books, choose: the policy, or what stands in for it where it has
-    /// nothing to go by.
+    /// See [`Policy::balancing`].
     #[must_use]
     pub fn balancing(&self) -> Balancing {
-        match self.policy {
-            Policy::RoundRobin => Balancing::RoundRobin,
-            Policy::Random => Balancing::Random,
-            Policy::ConsistentHash => Balancing::ConsistentHash,
-            Policy::LeastRequests | Policy::Pmc | Policy::Lmetric => Balancing::LeastRequests,
-            Policy::PowerOfTwo => Balancing::PowerOfTwo,
-            Policy::LmcacheOnly => self.fallback,
-        }
+        self.policy.balancing(self.fallback)
     }
 }
 

@@ -207,8 +207,8 @@ impl Hints {
             Err(why) => (Hint::none(why), Vec::new()),
         };
         hint.prompt_tokens = tokens.as_ref().map(|tokens| tokens.len());
-        let idle = matches!(hint.why, Some(Why::NoPrompt | Why::SeveralPrompts | Why::TooShort));
-        if idle || self.is_done_with(&found, hot) {
+        let no_work = matches!(hint.why, Some(Why::NoPrompt | Why::SeveralPrompts | Why::TooShort));
+        if no_work || self.is_done_with(&found, hot) {
             return (hint, None);
         }
         let what = tokens.map(inbox::Prompt::Tokens).or_else(|| text(&asked, model));

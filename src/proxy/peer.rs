@@ -271,7 +271,9 @@ fn draw(candidates: &[Candidate], random: u64) -> Option<Candidate> {
 mod tests {
     use super::super::hint::Match;
     use super::*;
-    use proptest::prelude::*;
+    use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
     fn candidates(requests: &[usize]) -> Vec<Candidate> {
         requests
@@ -401,8 +403,9 @@ mod tests {
 
     #[test]
     fn equal_costs_go_to_fewer_requests_then_to_configuration_order() {
-        assert_eq!(weighed(Policy::Pmc, &[(10, 0, 100), (0, 300, 100)]).0, 1);
-        assert_eq!(weighed(Policy::Pmc, &[(1, 7, 100), (1, 7, 100)]).0, 0);
+        for (loads, first) in [([(10, 0, 100), (0, 300, 100)], 1), ([(1, 7, 100), (1, 7, 100)], 0)] {
+            assert_eq!(weighed(Policy::Pmc, &loads).0, first);
+        }
     }
 
     #[test]
@@ -431,11 +434,9 @@ mod tests {
     /// How often each of the candidates is chosen over many numbers.
     fn spread(balancing: Balancing, all: &[Candidate]) -> Vec<usize> {
         let mut counts = vec![0; all.len()];
-        let mut random = 0_u64;
+        let mut numbers = StdRng::seed_from_u64(1);
         for _ in 0..10_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let rules = rules(Policy::RoundRobin, balancing);
-            let random = random ^ random >> 33;
+            let (rules, random) = (rules(Policy::RoundRobin, balancing), numbers.random());
             counts[choose(rules, all, &Hint::none(Why::Off), None, random).unwrap().index] += 1;
         }
         counts

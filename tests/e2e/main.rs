@@ -11,5 +11,6 @@ mod gateway;
 mod memory;
 mod openai_client;
 mod pixiu;
+mod replay;
 mod shutdown;
 mod upgrade;

@@ -18,6 +18,7 @@ mod observability;
 mod real;
 mod reasons;
 mod refusals;
+mod replay;
 mod routing;
 mod streams;
 mod tidy;

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("app", &["proxy", "background", "clients", "admin", "state", "access_log", "shutdown"]),
     ("compare", &["arguments"]),
     ("doctor", &["arguments", "clients"]),
+    ("replay", &["arguments", "proxy", "state"]),
     ("demo", &["app", "arguments", "compare", "log"]),
 ];
 

@@ -1,13 +1,18 @@
 //! Reads one HTTP/1.1 answer piece by piece: where it ends, how many events it held, whether it was whole.
 //!
-//! Fed by `client`; pure. It keeps no body, only the last bytes of it, so its memory is constant. It understands
-//! `content-length` and chunked bodies; a body that ends with the connection is refused.
+//! Fed by `client`; pure. Of the body it keeps the last bytes only, so its memory is constant, unless it is told to
+//! keep all of it, which is bounded. It understands `content-length` and chunked bodies; a body that ends with the
+//! connection is refused.
 use memchr::{memchr, memchr_iter};
 
 const HEADERS_MAX: usize = 64;
 /// A chunk-size or trailer line longer than this is not HTTP that we want to measure.
 const LINE_BYTES_MAX: usize = 1024;
 const STREAM_END: &[u8] = b"data: [DONE]\n\n";
+/// A kept body is not longer than this.
+const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The header in which a mock engine tells its name.
+const SERVED_BY: &str = "x-served-by";
 
 #[derive(Debug)]
 enum State {
@@ -39,6 +44,8 @@ pub(crate) struct Answer {
     events: u64,
     after_newline: bool,
     tail: Vec<u8>,
+    body: Option<Vec<u8>>,
+    served_by: Option<String>,
 }
 
 impl Answer {
@@ -50,7 +57,14 @@ impl Answer {
             events: 0,
             after_newline: false,
             tail: Vec::with_capacity(2 * STREAM_END.len()),
+            body: None,
+            served_by: None,
         }
+    }
+
+    /// An answer whose body is kept.
+    pub(crate) fn kept() -> Self {
+        Self { body: Some(Vec::new()), ..Self::new() }
     }
 
     /// Takes what it can of `input` and says how many bytes that was; the rest has to be offered again with more.
@@ -79,6 +93,16 @@ impl Answer {
         self.closes
     }
 
+    /// The body as far as it has arrived; empty unless it is kept.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.body.as_deref().unwrap_or_default()
+    }
+
+    /// The engine that answered, if it tells.
+    pub(crate) fn served_by(&self) -> Option<&str> {
+        self.served_by.as_deref()
+    }
+
     /// Server-sent events seen so far: blocks that end in an empty line.
     pub(crate) fn events(&self) -> u64 {
         self.events
@@ -98,8 +122,8 @@ impl Answer {
     fn step(&mut self, input: &[u8]) -> Result<Option<usize>, Malformed> {
         match self.state {
             State::Head => self.head(input),
-            State::Length(left) => Ok(self.data(input, left, State::Length, State::Complete)),
-            State::ChunkData(left) => Ok(self.data(input, left, State::ChunkData, State::ChunkEnd)),
+            State::Length(left) => self.data(input, left, State::Length, State::Complete),
+            State::ChunkData(left) => self.data(input, left, State::ChunkData, State::ChunkEnd),
             State::ChunkSize => {
                 let Some((line, used)) = line(input)? else {
                     return Ok(None);
@@ -151,6 +175,7 @@ impl Answer {
                 .find(|header| header.name.eq_ignore_ascii_case(name))
                 .map(|header| header.value)
         };
+        self.served_by = value(SERVED_BY).map(|name| String::from_utf8_lossy(name).into_owned());
         self.closes = value("connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
         let chunked = value("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case(b"chunked"));
         self.state = if chunked {
@@ -165,18 +190,30 @@ impl Answer {
         Ok(Some(used))
     }
 
-    fn data(&mut self, input: &[u8], left: u64, more: fn(u64) -> State, end: State) -> Option<usize> {
+    fn data(
+        &mut self,
+        input: &[u8],
+        left: u64,
+        more: fn(u64) -> State,
+        end: State,
+    ) -> Result<Option<usize>, Malformed> {
         let wanted = usize::try_from(left).unwrap_or(usize::MAX);
         let taken = input.get(..wanted).unwrap_or(input);
         if taken.is_empty() {
-            return None;
+            return Ok(None);
         }
         self.observe(taken);
+        if let Some(body) = &mut self.body {
+            if body.len() + taken.len() > BODY_BYTES_MAX {
+                return Err(Malformed("body too long to be kept"));
+            }
+            body.extend_from_slice(taken);
+        }
         self.state = match left - u64::try_from(taken.len()).unwrap_or(left) {
             0 => end,
             left => more(left),
         };
-        Some(taken.len())
+        Ok(Some(taken.len()))
     }
 
     /// Counts empty lines and remembers the end, across any cut.
@@ -237,6 +274,24 @@ mod tests {
             assert!(answer.is_complete() && answer.ends_stream() && pending.is_empty(), "size {size}");
             assert_eq!((answer.status(), answer.events()), (200, 3), "size {size}");
         }
+    }
+
+    #[test]
+    fn a_body_is_kept_only_on_demand_and_never_beyond_its_bound() {
+        let mut answer = Answer::kept();
+        answer.feed(STREAM).unwrap();
+        assert_eq!(answer.body(), b"data: {\"a\"}\n\ndata: {\"b\"}\n\ndata: [DONE]\n\n");
+        assert!(read(STREAM, 10).unwrap().0.body().is_empty());
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
+        let mut long = Answer::kept();
+        long.feed(head.as_bytes()).unwrap();
+        assert!(long.feed(&vec![b'x'; BODY_BYTES_MAX]).is_ok() && long.feed(b"x").is_err());
+    }
+
+    #[test]
+    fn the_engine_is_known_by_its_header() {
+        let text = b"HTTP/1.1 200 OK\r\nX-Served-By: vllm-7\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(read(text, 1000).unwrap().0.served_by(), Some("vllm-7"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use http::Uri;
 
 use crate::contestant::Contestant;
+use crate::routing;
 
 /// Measures what a proxy in front of LLM engines costs.
 #[derive(Parser)]
@@ -21,6 +22,59 @@ pub(crate) enum Command {
     Run(Run),
     /// Measure several proxies in turn against the same two mock engines.
     CompareProxies(Compare),
+    /// Measure what kvway's policies make of the same requests, before simulated engines with KV caches.
+    Routing(Routing),
+}
+
+/// What every comparison needs: programs, and what is kept with the result.
+#[derive(Args)]
+pub(crate) struct Setup {
+    /// Write the result to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Seed of all that is sent.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Kept with the result: the revision of kvway.
+    #[arg(long, default_value = "unknown")]
+    pub(crate) revision: String,
+    /// Kept with the result: when it was measured.
+    #[arg(long, default_value = "unknown")]
+    pub(crate) date: String,
+    /// Directory of mock-vllm, bare-pingora and kvway; by default that of this program.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) programs: Option<PathBuf>,
+    /// The mock engine, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mock_vllm: Option<PathBuf>,
+    /// kvway, if it is elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kvway: Option<PathBuf>,
+}
+
+/// Each policy has a gateway of its own, new for every window, and engines with empty caches.
+#[derive(Args)]
+pub(crate) struct Routing {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// Policies, as a configuration of kvway names them.
+    #[arg(long, value_delimiter = ',', default_values = ["round_robin", "least_requests", "pmc"])]
+    pub(crate) policies: Vec<String>,
+    /// What is sent.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["multi-turn", "shared-system-prompt", "unique"])]
+    pub(crate) workloads: Vec<routing::Workload>,
+    /// Load, as a share of what round robin can just take.
+    #[arg(long, default_value_t = 0.75)]
+    pub(crate) load: f64,
+    /// Rounds, each with requests of its own; 3 by default.
+    #[arg(long)]
+    pub(crate) rounds: Option<NonZeroUsize>,
+    /// For how long requests are counted in one window; 10 s by default.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Under a minute: by default one round of 2 s.
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 /// Every connection sends its next request when the answer to the last one is complete.
@@ -70,9 +124,8 @@ pub(crate) struct Run {
 /// One core is the proxies', one is shared by the load and the engines.
 #[derive(Args)]
 pub(crate) struct Compare {
-    /// Write the result to this file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) setup: Setup,
     /// Under two minutes: 3 rounds of 1 s.
     #[arg(long, conflicts_with_all = ["rounds", "duration"])]
     pub(crate) quick: bool,
@@ -100,30 +153,12 @@ pub(crate) struct Compare {
     /// Time between two events of a stream.
     #[arg(long, default_value_t = 2)]
     pub(crate) sse_gap_ms: u32,
-    /// Seed of the bodies.
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
     /// Core of the proxies; by default the first that may be used.
     #[arg(long)]
     pub(crate) proxy_core: Option<usize>,
     /// Core of the load and the engines; by default the second that may be used.
     #[arg(long)]
     pub(crate) load_core: Option<usize>,
-    /// Kept with the result: the revision of kvway.
-    #[arg(long, default_value = "unknown")]
-    pub(crate) revision: String,
-    /// Kept with the result: when it was measured.
-    #[arg(long, default_value = "unknown")]
-    pub(crate) date: String,
-    /// Directory of mock-vllm, bare-pingora and kvway; by default that of this program.
-    #[arg(long, value_name = "DIRECTORY")]
-    pub(crate) programs: Option<PathBuf>,
-    /// The mock engine, if it is elsewhere.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) mock_vllm: Option<PathBuf>,
-    /// kvway, if it is elsewhere.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kvway: Option<PathBuf>,
     /// nginx, if it is neither in the search path nor in /usr/sbin.
     #[arg(long, value_name = "FILE", default_value = "nginx")]
     pub(crate) nginx: PathBuf,

@@ -1,7 +1,8 @@
 //! One keep-alive connection that sends a request, waits for the whole answer and starts again.
 //!
-//! Started by `window`, one task each. The requests are bytes made beforehand and the answers are scanned where they
-//! arrive: the generator shares its core with the engines, so it does as little as it can per request.
+//! Driven by `window`, one task each, and lent by `routing::player`. The requests are bytes made beforehand and the
+//! answers are scanned where they arrive: the generator shares its core with the engines, so it does as little as it
+//! can per request.
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,25 +53,54 @@ impl Connection {
     ) -> Result<(), Failure> {
         let bytes =
             requests.bytes.get(turn % requests.bytes.len().max(1)).map(Vec::as_slice).unwrap_or_default();
-        let exchange = self.exchange(bytes, requests.stream, recorder);
-        let timed = time::timeout(requests.timeout, exchange).await;
-        let result = timed.unwrap_or(Err(Failure::Timeout(requests.timeout)));
-        if result.is_err() {
-            self.socket.take();
+        let sent = Instant::now();
+        let (mut events, mut last) = (0, sent);
+        let seen = |answer: &Answer| {
+            if requests.stream && answer.events() > events {
+                let now = Instant::now();
+                recorder.events(answer.events() - events, now - last, events == 0);
+                (events, last) = (answer.events(), now);
+            }
+        };
+        let answer = self.exchange(bytes, Answer::new(), requests.timeout, seen).await?;
+        let checked = check(&answer, requests.stream);
+        match &checked {
+            Ok(()) => recorder.answered(sent.elapsed()),
+            Err(_) => drop(self.socket.take()),
         }
-        result
+        checked
     }
 
-    async fn exchange(&mut self, request: &[u8], stream: bool, recorder: &Recorder) -> Result<(), Failure> {
+    /// Sends `request` and feeds `answer` to its end, which `seen` looks at whenever there is more of it. A failure
+    /// closes the connection.
+    pub(crate) async fn exchange(
+        &mut self,
+        request: &[u8],
+        mut answer: Answer,
+        timeout: Duration,
+        seen: impl FnMut(&Answer),
+    ) -> Result<Answer, Failure> {
+        let timed = time::timeout(timeout, self.transfer(request, &mut answer, seen)).await;
+        let result = timed.unwrap_or(Err(Failure::Timeout(timeout)));
+        if result.is_err() || answer.closes() {
+            self.socket.take();
+        }
+        result.map(|()| answer)
+    }
+
+    async fn transfer(
+        &mut self,
+        request: &[u8],
+        answer: &mut Answer,
+        mut seen: impl FnMut(&Answer),
+    ) -> Result<(), Failure> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => connect(self.address).await.map_err(Failure::Connect)?,
         };
         let socket = self.socket.insert(socket);
-        let sent = Instant::now();
         socket.write_all(request).await?;
-        let mut answer = Answer::new();
-        let (mut pending, mut events, mut last) = (0, 0, sent);
+        let mut pending = 0;
         while !answer.is_complete() {
             let free = self.buffer.get_mut(pending..).unwrap_or_default();
             if free.is_empty() {
@@ -83,23 +113,18 @@ impl Connection {
             let used = answer.feed(self.buffer.get(..filled).unwrap_or_default())?;
             self.buffer.copy_within(used..filled, 0);
             pending = filled - used;
-            if stream && answer.events() > events {
-                let now = Instant::now();
-                recorder.events(answer.events() - events, now - last, events == 0);
-                (events, last) = (answer.events(), now);
-            }
+            seen(answer);
         }
-        let latency = sent.elapsed();
-        if answer.closes() {
-            self.socket.take();
-        }
-        let whole = if stream { answer.ends_stream() } else { answer.ends_object() };
-        match answer.status() {
-            200 if whole && pending == 0 => recorder.answered(latency),
-            200 => return Err(Failure::Incomplete),
-            status => return Err(Failure::Status(status)),
-        }
-        Ok(())
+        if pending == 0 { Ok(()) } else { Err(Failure::Incomplete) }
+    }
+}
+
+/// Whether a complete answer is a good one.
+pub(crate) fn check(answer: &Answer, stream: bool) -> Result<(), Failure> {
+    match answer.status() {
+        200 if stream && answer.ends_stream() || !stream && answer.ends_object() => Ok(()),
+        200 => Err(Failure::Incomplete),
+        status => Err(Failure::Status(status)),
     }
 }
 
@@ -142,15 +167,15 @@ mod tests {
         let summary =
             meet(&[object, object, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"], 4, false).await;
         assert_eq!(summary.requests, 2);
-        assert_eq!(summary.errors.get("closed"), Some(&1));
-        assert_eq!(summary.errors.get("connect"), Some(&1));
+        assert_eq!(summary.errors.by_kind.get("closed"), Some(&1));
+        assert_eq!(summary.errors.by_kind.get("connect"), Some(&1));
     }
 
     #[tokio::test]
     async fn a_status_other_than_200_is_an_error() {
         let summary = meet(&["HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\n{}"], 1, false).await;
-        assert_eq!((summary.requests, summary.errors.get("status")), (0, Some(&1)));
-        assert_eq!(summary.first_error.as_deref(), Some("status 503"));
+        assert_eq!((summary.requests, summary.errors.by_kind.get("status")), (0, Some(&1)));
+        assert_eq!(summary.errors.first.as_deref(), Some("status 503"));
     }
 
     #[tokio::test]
@@ -159,6 +184,6 @@ mod tests {
         let cut = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc\r\ndata: {\"b\"}\n\r\n0\r\n\r\n";
         let summary = meet(&[whole, cut], 2, true).await;
         assert_eq!((summary.requests, summary.events), (1, 2));
-        assert_eq!(summary.errors.get("incomplete"), Some(&1));
+        assert_eq!(summary.errors.by_kind.get("incomplete"), Some(&1));
     }
 }

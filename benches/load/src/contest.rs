@@ -66,19 +66,19 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
         sse_gap_ms: compare.sse_gap_ms,
         proxy_core,
         load_core,
-        seed: compare.seed,
+        seed: compare.setup.seed,
     };
     process::pin(load_core)?;
     process::adopt_orphans()?;
-    let programs = programs(compare)?;
+    let programs = Programs { nginx: compare.nginx.clone(), ..Programs::find(&compare.setup)? };
     let mut stage = Stage::set(compare, &programs, &settings).await?;
     let mut cases = Vec::new();
     for (name, workload) in workloads(compare)? {
         cases.push(stage.measure(name, workload, &settings).await?);
     }
     Ok(Report {
-        revision: compare.revision.clone(),
-        date: compare.date.clone(),
+        revision: compare.setup.revision.clone(),
+        date: compare.setup.date.clone(),
         machine: Machine::here(),
         versions: stage.versions,
         configurations: stage.configurations,
@@ -99,27 +99,13 @@ fn two_cores(compare: &Compare) -> Result<(usize, usize)> {
     Ok((proxy, load))
 }
 
-fn programs(compare: &Compare) -> Result<Programs> {
-    let own = std::env::current_exe().context("where this program is")?;
-    let directory = match &compare.programs {
-        Some(directory) => directory.as_path(),
-        None => own.parent().context("this program is in no directory")?,
-    };
-    Ok(Programs {
-        mock_vllm: compare.mock_vllm.clone().unwrap_or_else(|| directory.join("mock-vllm")),
-        nginx: compare.nginx.clone(),
-        bare_pingora: directory.join("bare-pingora"),
-        kvway: compare.kvway.clone().unwrap_or_else(|| directory.join("kvway")),
-    })
-}
-
 fn workloads(compare: &Compare) -> Result<Vec<(String, Workload)>> {
     let workload = |body_bytes, stream| Workload {
         model: MODEL.to_owned(),
         body_bytes,
         distinct: compare.distinct,
         stream,
-        seed: compare.seed,
+        seed: compare.setup.seed,
     };
     let mut workloads = Vec::new();
     for size in &compare.body_bytes {
@@ -155,7 +141,7 @@ impl Stage {
     async fn start_engine(&mut self, programs: &Programs, id: &str, settings: &Settings) -> Result<()> {
         let address = free_address()?;
         let command = engine(&programs.mock_vllm, id, address, settings.sse_events, settings.sse_gap_ms);
-        let mut process = Process::spawn(id, command, settings.load_core, self.directory.path())
+        let mut process = Process::spawn(id, command, Some(settings.load_core), self.directory.path())
             .context("the mock engine is needed: build it with `cargo build --release -p mocks`")?;
         ready(&mut process, address).await?;
         self.engines.push(process);
@@ -186,7 +172,7 @@ impl Stage {
         let launch = contestant
             .launch(&program, &Post { listen, engines: &self.addresses, directory, body_bytes_max })?;
         let name = contestant.to_string().to_lowercase().replace(' ', "-");
-        let mut process = Process::spawn(&name, launch.command, settings.proxy_core, directory)?;
+        let mut process = Process::spawn(&name, launch.command, Some(settings.proxy_core), directory)?;
         ready(&mut process, listen).await?;
         let meter = CpuMeter::of_tree(process.pid())?.watching(settings.proxy_core);
         self.versions.insert(name.clone(), version);
@@ -233,7 +219,7 @@ impl Running {
         }
         let summary = measured.with_context(|| format!("measuring {}", self.contestant))?;
         if summary.requests == 0 {
-            let error = summary.first_error.as_deref().unwrap_or("none was complete");
+            let error = summary.errors.first.as_deref().unwrap_or("none was complete");
             bail!("no request to {} succeeded: {error}", self.contestant);
         }
         Ok(summary)

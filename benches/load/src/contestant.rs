@@ -1,6 +1,6 @@
 //! The proxies that are compared, and how each is started: one worker, keep-alive to two engines, round robin.
 //!
-//! Used by `contest`. The configurations are the plainest that are fair; each is kept with the result.
+//! Used by `contest`; `routing` finds the programs and configures kvway as it does. The configurations are the plainest that are fair; each is kept with the result.
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, net::SocketAddr, process::Command};
 
@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::arguments::Setup;
 use crate::{machine, process};
 
 /// One target of a comparison.
@@ -42,6 +43,23 @@ pub(crate) struct Programs {
     pub(crate) nginx: PathBuf,
     pub(crate) bare_pingora: PathBuf,
     pub(crate) kvway: PathBuf,
+}
+
+impl Programs {
+    /// What is not told is beside this program; nginx is in the search path.
+    pub(crate) fn find(setup: &Setup) -> Result<Self> {
+        let own = std::env::current_exe().context("where this program is")?;
+        let directory = match &setup.programs {
+            Some(directory) => directory.as_path(),
+            None => own.parent().context("this program is in no directory")?,
+        };
+        Ok(Self {
+            mock_vllm: setup.mock_vllm.clone().unwrap_or_else(|| directory.join("mock-vllm")),
+            nginx: "nginx".into(),
+            bare_pingora: directory.join("bare-pingora"),
+            kvway: setup.kvway.clone().unwrap_or_else(|| directory.join("kvway")),
+        })
+    }
 }
 
 /// What a proxy is to do.
@@ -91,7 +109,7 @@ impl Contestant {
                 Some(text)
             }
             Self::Kvway => {
-                let text = kvway(post, process::free_address()?);
+                let text = kvway(post, process::free_address()?, "policy: round_robin", "");
                 command.args(["run", "-c"]).arg(write(post.directory, "kvway.yaml", &text)?);
                 Some(text)
             }
@@ -125,7 +143,8 @@ pub(crate) fn engine(
     command
 }
 
-fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
+/// Writes a configuration.
+pub(crate) fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     fs::write(&path, text).with_context(|| path.display().to_string())?;
     Ok(path)
@@ -175,10 +194,11 @@ http {{
     )
 }
 
-fn kvway(post: &Post, admin: SocketAddr) -> String {
+/// Production's defaults but for one worker, these keys of the cluster, and these of each backend.
+pub(crate) fn kvway(post: &Post, admin: SocketAddr, cluster: &str, backend: &str) -> String {
     let numbered = post.engines.iter().enumerate();
     let backends: Vec<String> = numbered
-        .map(|(number, engine)| format!("      - {{id: vllm-{number}, address: \"{engine}\"}}\n"))
+        .map(|(number, engine)| format!("      - {{id: vllm-{number}, address: \"{engine}\"{backend}}}\n"))
         .collect();
     let backends = backends.concat();
     format!(
@@ -195,7 +215,7 @@ log:
   file: {directory}/kvway.log
 clusters:
   - name: engines
-    policy: round_robin
+    {cluster}
     backends:
 {backends}",
         directory = post.directory.display(),
@@ -218,8 +238,9 @@ mod tests {
         let nginx = nginx(&post(&engines));
         assert!(nginx.contains("server 127.0.0.1:1001;") && nginx.contains("server 127.0.0.1:1002;"));
         assert!(nginx.contains("listen 127.0.0.1:8080;") && nginx.contains("client_max_body_size 2000;"));
-        let kvway = kvway(&post(&engines), "127.0.0.1:9090".parse().unwrap());
-        assert!(kvway.contains("{id: vllm-0, address: \"127.0.0.1:1001\"}"));
-        assert!(kvway.contains("{id: vllm-1, address: \"127.0.0.1:1002\"}"));
+        let kvway = kvway(&post(&engines), "127.0.0.1:9090".parse().unwrap(), "policy: pmc", ", weight: 2");
+        assert!(kvway.contains("{id: vllm-0, address: \"127.0.0.1:1001\", weight: 2}"));
+        assert!(kvway.contains("\n    policy: pmc\n"));
+        assert!(kvway.contains("{id: vllm-1, address: \"127.0.0.1:1002\", weight: 2}"));
     }
 }

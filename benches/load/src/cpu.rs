@@ -1,6 +1,6 @@
-//! CPU time of a running process and all that it started, and who else used a core.
+//! CPU time of a running process and all that it started, and who else used a core or the machine.
 //!
-//! Read by `window` at both ends of a measurement. It asks for the process clock, which counts in nanoseconds and
+//! Read by `window` and `routing` at both ends of a measurement. It asks for the process clock, which counts in nanoseconds and
 //! includes threads that have ended; work that the kernel does for a process outside of it is not in that clock.
 use std::{fs, time::Duration};
 
@@ -13,10 +13,11 @@ use crate::measurement::real;
 /// Clock ticks per second in /proc; part of the kernel's interface.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// The CPU clocks of one process tree, and perhaps of the core that it runs on.
+/// The CPU clocks of one process tree, and perhaps of the cores that it runs on.
 pub(crate) struct CpuMeter {
     pids: Vec<i32>,
-    core: Option<usize>,
+    /// A name in /proc/stat.
+    cores: Option<String>,
 }
 
 /// CPU time: until now, or between two readings.
@@ -24,14 +25,14 @@ pub(crate) struct CpuMeter {
 pub(crate) struct Spent {
     /// By the process tree.
     pub(crate) own: Duration,
-    /// By everybody on its core.
-    pub(crate) core: Option<Duration>,
+    /// By everybody on its cores.
+    pub(crate) all: Option<Duration>,
 }
 
 impl Spent {
     pub(crate) fn since(self, before: Self) -> Self {
-        let core = self.core.zip(before.core).map(|(now, before)| now.saturating_sub(before));
-        Self { own: self.own.saturating_sub(before.own), core }
+        let all = self.all.zip(before.all).map(|(now, before)| now.saturating_sub(before));
+        Self { own: self.own.saturating_sub(before.own), all }
     }
 }
 
@@ -45,12 +46,17 @@ impl CpuMeter {
             parents.extend(parent(&line));
         }
         ensure!(parents.iter().any(|(pid, _)| *pid == root), "there is no process {root}");
-        Ok(Self { pids: tree(root, &parents), core: None })
+        Ok(Self { pids: tree(root, &parents), cores: None })
     }
 
     /// Also measures what others do on `core`.
     pub(crate) fn watching(self, core: usize) -> Self {
-        Self { core: Some(core), ..self }
+        Self { cores: Some(format!("cpu{core}")), ..self }
+    }
+
+    /// Also measures what others do on all cores.
+    pub(crate) fn watching_all(self) -> Self {
+        Self { cores: Some("cpu".to_owned()), ..self }
     }
 
     /// CPU time spent so far.
@@ -62,7 +68,7 @@ impl CpuMeter {
                 clock.and_then(time::clock_gettime).with_context(|| format!("process {pid} has ended"))?;
             own += Duration::from(spent);
         }
-        Ok(Spent { own, core: self.core.map(core_busy).transpose()? })
+        Ok(Spent { own, all: self.cores.as_deref().map(all_busy).transpose()? })
     }
 }
 
@@ -74,7 +80,7 @@ pub(crate) struct CpuUse {
     pub(crate) cores: f64,
     pub(crate) us_per_request: Option<f64>,
     pub(crate) us_per_event: Option<f64>,
-    /// What others used of the core meanwhile; 0.01 = one percent of the time.
+    /// What others used of the watched cores meanwhile; 0.01 = one percent of one core's time.
     pub(crate) foreign_cores: Option<f64>,
 }
 
@@ -87,22 +93,22 @@ impl CpuUse {
             cores: own / elapsed,
             us_per_request: per(requests),
             us_per_event: per(events),
-            foreign_cores: spent.core.map(|core| (core.as_secs_f64() - own).max(0.0) / elapsed),
+            foreign_cores: spent.all.map(|all| (all.as_secs_f64() - own).max(0.0) / elapsed),
         }
     }
 }
 
-/// Time during which `core` was not idle, whoever used it; counts what a hypervisor took away.
-fn core_busy(core: usize) -> Result<Duration> {
+/// Time during which cores were not idle, whoever used them; counts what a hypervisor took away.
+fn all_busy(cores: &str) -> Result<Duration> {
     let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
-    busy(&text, core).with_context(|| format!("core {core} is not in /proc/stat"))
+    busy(&text, cores).with_context(|| format!("{cores} is not in /proc/stat"))
 }
 
-fn busy(stat: &str, core: usize) -> Option<Duration> {
-    let name = format!("cpu{core}");
-    let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
+fn busy(stat: &str, cores: &str) -> Option<Duration> {
+    let mut lines = stat.lines().map(str::split_ascii_whitespace);
+    let fields = lines.find_map(|mut fields| (fields.next() == Some(cores)).then_some(fields))?;
     // user nice system idle iowait irq softirq steal; guest time is part of user.
-    let fields: Vec<u64> = line.split(' ').skip(1).take(8).map_while(|field| field.parse().ok()).collect();
+    let fields: Vec<u64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
     let idle: u64 = fields.get(3..5)?.iter().sum();
     let ticks = fields.iter().sum::<u64>() - idle;
     Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
@@ -144,9 +150,10 @@ mod tests {
     #[test]
     fn idle_and_waiting_time_is_not_busy() {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 1000 500 4 5 6 0 0\ncpu1 0 0 0 7 0 0 0 0 0 0\ncpu10 1 0 0 0 0 0 0 0 0 0\n";
-        assert_eq!(busy(stat, 0), Some(Duration::from_millis(210)));
-        assert_eq!(busy(stat, 1), Some(Duration::ZERO));
-        assert_eq!(busy(stat, 2), None);
+        assert_eq!(busy(stat, "cpu0"), Some(Duration::from_millis(210)));
+        assert_eq!(busy(stat, "cpu1"), Some(Duration::ZERO));
+        assert_eq!(busy(stat, "cpu2"), None);
+        assert_eq!(busy(stat, "cpu"), Some(Duration::from_millis(540)));
     }
 
     #[test]
@@ -165,8 +172,8 @@ mod tests {
     #[test]
     fn cpu_is_shared_out_over_the_work() {
         let cpu = {
-            let (own, core) = (Duration::from_millis(500), Some(Duration::from_millis(600)));
-            CpuUse::of(Spent { own, core }, Duration::from_secs(1), 10_000, 0)
+            let (own, all) = (Duration::from_millis(500), Some(Duration::from_millis(600)));
+            CpuUse::of(Spent { own, all }, Duration::from_secs(1), 10_000, 0)
         };
         assert!((cpu.foreign_cores.unwrap() - 0.1).abs() < 1e-9);
         assert!((cpu.us_per_request.unwrap() - 50.0).abs() < 1e-9 && (cpu.cores - 0.5).abs() < 1e-9);

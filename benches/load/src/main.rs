@@ -1,8 +1,8 @@
-//! `kvway-bench`: load for LLM gateways, and a comparison of what proxies cost.
+//! `kvway-bench`: load for LLM gateways, a comparison of what proxies cost, and one of what policies are worth.
 //!
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
-//! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`,
-//! `report` and `markdown`.
+//! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`, `comparison`,
+//! `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path, rc::Rc};
@@ -12,7 +12,7 @@ use clap::Parser;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::{Arguments, Command, Compare, Run};
+use crate::arguments::{Arguments, Command, Compare, Routing, Run};
 use crate::client::{Connection, Requests};
 use crate::cpu::CpuMeter;
 use crate::measurement::{Quota, Recorder, Summary};
@@ -23,6 +23,7 @@ use crate::workload::Workload;
 mod answer;
 mod arguments;
 mod client;
+mod comparison;
 mod contest;
 mod contestant;
 mod cpu;
@@ -31,6 +32,7 @@ mod markdown;
 mod measurement;
 mod process;
 mod report;
+mod routing;
 mod spread;
 mod target;
 mod window;
@@ -55,6 +57,7 @@ fn start(command: &Command) -> Result<()> {
         let interrupt = interrupt()?;
         match command {
             Command::Run(run) => load(run, interrupt).await,
+            Command::Routing(settings) => compare_policies(settings, interrupt).await,
             Command::CompareProxies(compare) => tokio::select! {
                 result = compare_proxies(compare) => result,
                 () = interrupt => bail!("interrupted; everything that was started has ended"),
@@ -128,7 +131,13 @@ async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
 async fn compare_proxies(compare: &Compare) -> Result<()> {
     let report = contest::run(compare).await?;
     print(&markdown::report(&report)?)?;
-    compare.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
+    compare.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
+}
+
+async fn compare_policies(routing: &Routing, interrupt: impl Future<Output = ()>) -> Result<()> {
+    let report = routing::run(routing, interrupt).await?;
+    print(&routing::table(&report)?)?;
+    routing.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
 }
 
 fn print(text: &str) -> Result<()> {

@@ -1,12 +1,13 @@
 //! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main`.
+//! `routing::table` draws with the same [`head`] and [`cell`].
 use std::fmt::{Display, Error, Write};
 
 use crate::measurement::Summary;
-use crate::report::{Case, Figure, Report};
+use crate::report::{Case, Report};
 use crate::spread::Spread;
 
 /// Above this share of other work on the proxy's core, latencies say little and even CPU times rise.
-const FOREIGN_PERCENT_MAX: f64 = 5.0;
+pub(crate) const FOREIGN_PERCENT_MAX: f64 = 5.0;
 
 /// The tables of a comparison, with what is needed to read them.
 pub(crate) fn report(report: &Report) -> Result<String, Error> {
@@ -52,11 +53,11 @@ fn measured(text: &mut String, case: &Case) -> Result<(), Error> {
             let ranged = figure.key.starts_with("cpu");
             cell(text, entry.figures.get(figure.key), figure.decimals, ranged)?;
         }
-        let errors: u64 = entry.rounds.iter().map(Summary::errors_total).sum();
+        let errors: u64 = entry.rounds.iter().map(|round| round.errors.total()).sum();
         writeln!(text, " {errors} |")?;
     }
     for entry in &case.targets {
-        if let Some(error) = entry.rounds.iter().find_map(|round| round.first_error.as_ref()) {
+        if let Some(error) = entry.rounds.iter().find_map(|round| round.errors.first.as_ref()) {
             writeln!(text, "\nFirst error with {}: {error}.", entry.target)?;
         }
     }
@@ -68,7 +69,8 @@ fn ratios(text: &mut String, case: &Case) -> Result<(), Error> {
         return Ok(());
     }
     writeln!(text)?;
-    head(text, "ratio", case.compared().map(Figure::ratio_title))?;
+    // A ratio has no unit.
+    head(text, "ratio", case.compared().map(|figure| figure.title.replace(" µs", "")))?;
     for ratio in &case.ratios {
         write!(text, "| {} / {} |", ratio.of, ratio.to)?;
         for figure in case.compared() {
@@ -95,7 +97,12 @@ fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
     writeln!(text)
 }
 
-fn head(text: &mut String, first: &str, titles: impl Iterator<Item = impl Display>) -> Result<(), Error> {
+/// The head of a table.
+pub(crate) fn head(
+    text: &mut String,
+    first: &str,
+    titles: impl Iterator<Item = impl Display>,
+) -> Result<(), Error> {
     write!(text, "| {first} |")?;
     let mut columns = 0;
     for title in titles {
@@ -105,7 +112,13 @@ fn head(text: &mut String, first: &str, titles: impl Iterator<Item = impl Displa
     writeln!(text, "\n|---|{}", "---:|".repeat(columns))
 }
 
-fn cell(text: &mut String, spread: Option<&Spread>, decimals: usize, ranged: bool) -> Result<(), Error> {
+/// One cell of a table, perhaps with its range.
+pub(crate) fn cell(
+    text: &mut String,
+    spread: Option<&Spread>,
+    decimals: usize,
+    ranged: bool,
+) -> Result<(), Error> {
     match spread {
         None => write!(text, " – |"),
         Some(Spread { median, min, max }) if ranged => {
@@ -142,11 +155,11 @@ pub(crate) fn summary(target: &str, summary: &Summary) -> Result<String, Error> 
         }
         writeln!(text)?;
     }
-    writeln!(text, "errors: {}", summary.errors_total())?;
-    for (kind, count) in &summary.errors {
+    writeln!(text, "errors: {}", summary.errors.total())?;
+    for (kind, count) in &summary.errors.by_kind {
         writeln!(text, "  {kind}: {count}")?;
     }
-    if let Some(error) = &summary.first_error {
+    if let Some(error) = &summary.errors.first {
         writeln!(text, "  the first: {error}")?;
     }
     Ok(text)

@@ -2,6 +2,7 @@
 //!
 //! Connections record into one `Recorder`; `window` opens and closes it. Bounded by three histograms, whatever the
 //! number of requests. An answer counts in the window in which it ends, so that closing a window cuts nothing off.
+//! `routing` keeps other books, out of the same [`Times`] and [`Errors`].
 use std::cell::{Cell, RefCell};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,6 +28,8 @@ pub(crate) enum Failure {
     Malformed(#[from] crate::answer::Malformed),
     #[error("complete answer, but it does not end as the engine's does")]
     Incomplete,
+    #[error("complete answer, but it does not tell its usage")]
+    Usage,
 }
 
 impl Failure {
@@ -40,7 +43,28 @@ impl Failure {
             Self::Status(_) => "status",
             Self::Malformed(_) => "malformed",
             Self::Incomplete => "incomplete",
+            Self::Usage => "usage",
         }
+    }
+}
+
+/// What went wrong in one window.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Errors {
+    #[serde(rename = "errors")]
+    pub(crate) by_kind: BTreeMap<&'static str, u64>,
+    #[serde(rename = "first_error")]
+    pub(crate) first: Option<String>,
+}
+
+impl Errors {
+    pub(crate) fn add(&mut self, failure: &Failure) {
+        *self.by_kind.entry(failure.kind()).or_default() += 1;
+        self.first.get_or_insert_with(|| failure.to_string());
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.by_kind.values().sum()
     }
 }
 
@@ -63,24 +87,21 @@ pub(crate) struct Recorder {
 struct Tally {
     requests: u64,
     events: u64,
-    errors: BTreeMap<&'static str, u64>,
-    first_error: Option<String>,
-    latency: Histogram<u64>,
-    ttft: Histogram<u64>,
-    gap: Histogram<u64>,
+    errors: Errors,
+    latency: Times,
+    ttft: Times,
+    gap: Times,
 }
 
 impl Recorder {
     pub(crate) fn new(quota: Quota) -> Result<Self, hdrhistogram::CreationError> {
-        let histogram = || Histogram::new_with_bounds(1, NANOS_MAX, 3);
         let tally = Tally {
             requests: 0,
             events: 0,
-            errors: BTreeMap::new(),
-            first_error: None,
-            latency: histogram()?,
-            ttft: histogram()?,
-            gap: histogram()?,
+            errors: Errors::default(),
+            latency: Times::new()?,
+            ttft: Times::new()?,
+            gap: Times::new()?,
         };
         Ok(Self {
             open: Cell::new(false),
@@ -117,25 +138,23 @@ impl Recorder {
         }
         let mut tally = self.tally.borrow_mut();
         tally.events += events;
-        let histogram = if first { &mut tally.ttft } else { &mut tally.gap };
-        histogram.saturating_record(nanos(since));
+        let times = if first { &mut tally.ttft } else { &mut tally.gap };
+        times.record(since);
         // Events that came in one read followed each other without a gap.
-        tally.gap.saturating_record_n(1, events - 1);
+        tally.gap.0.saturating_record_n(1, events - 1);
     }
 
     pub(crate) fn answered(&self, latency: Duration) {
         if self.open.get() {
             let mut tally = self.tally.borrow_mut();
             tally.requests += 1;
-            tally.latency.saturating_record(nanos(latency));
+            tally.latency.record(latency);
         }
     }
 
     /// Failures count at any time, or one that outlasts the window would go unseen.
     pub(crate) fn failed(&self, failure: &Failure) {
-        let mut tally = self.tally.borrow_mut();
-        *tally.errors.entry(failure.kind()).or_default() += 1;
-        tally.first_error.get_or_insert_with(|| failure.to_string());
+        self.tally.borrow_mut().errors.add(failure);
     }
 
     pub(crate) fn summary(&self, elapsed: Duration, cpu: Option<Spent>, interrupted: bool) -> Summary {
@@ -148,10 +167,9 @@ impl Recorder {
             events: tally.events,
             events_per_second: real(tally.events) / seconds,
             errors: tally.errors.clone(),
-            first_error: tally.first_error.clone(),
-            latency: Quantiles::of(&tally.latency),
-            ttft: Quantiles::of(&tally.ttft),
-            gap: Quantiles::of(&tally.gap),
+            latency: tally.latency.quantiles(),
+            ttft: tally.ttft.quantiles(),
+            gap: tally.gap.quantiles(),
             cpu: cpu.map(|cpu| CpuUse::of(cpu, elapsed, tally.requests, tally.events)),
             interrupted,
         }
@@ -166,8 +184,8 @@ pub(crate) struct Summary {
     pub(crate) requests_per_second: f64,
     pub(crate) events: u64,
     pub(crate) events_per_second: f64,
-    pub(crate) errors: BTreeMap<&'static str, u64>,
-    pub(crate) first_error: Option<String>,
+    #[serde(flatten)]
+    pub(crate) errors: Errors,
     pub(crate) latency: Option<Quantiles>,
     /// Until the first event of a stream.
     pub(crate) ttft: Option<Quantiles>,
@@ -175,12 +193,6 @@ pub(crate) struct Summary {
     pub(crate) gap: Option<Quantiles>,
     pub(crate) cpu: Option<CpuUse>,
     pub(crate) interrupted: bool,
-}
-
-impl Summary {
-    pub(crate) fn errors_total(&self) -> u64 {
-        self.errors.values().sum()
-    }
 }
 
 /// A distribution of times, in microseconds.
@@ -194,26 +206,34 @@ pub(crate) struct Quantiles {
     pub(crate) max_us: f64,
 }
 
-impl Quantiles {
-    fn of(histogram: &Histogram<u64>) -> Option<Self> {
-        let at = |quantile| real(histogram.value_at_quantile(quantile)) / 1e3;
-        (!histogram.is_empty()).then(|| Self {
-            count: histogram.len(),
-            mean_us: histogram.mean() / 1e3,
+/// Times as they are measured, in constant memory: to three digits, up to ten minutes.
+pub(crate) struct Times(Histogram<u64>);
+
+impl Times {
+    pub(crate) fn new() -> Result<Self, hdrhistogram::CreationError> {
+        Ok(Self(Histogram::new_with_bounds(1, NANOS_MAX, 3)?))
+    }
+
+    pub(crate) fn record(&mut self, time: Duration) {
+        self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// `None` before anything is recorded.
+    pub(crate) fn quantiles(&self) -> Option<Quantiles> {
+        let at = |quantile| real(self.0.value_at_quantile(quantile)) / 1e3;
+        (!self.0.is_empty()).then(|| Quantiles {
+            count: self.0.len(),
+            mean_us: self.0.mean() / 1e3,
             p50_us: at(0.5),
             p90_us: at(0.9),
             p99_us: at(0.99),
-            max_us: real(histogram.max()) / 1e3,
+            max_us: real(self.0.max()) / 1e3,
         })
     }
 }
 
 /// Ten minutes: longer than any request may take.
 const NANOS_MAX: u64 = 600_000_000_000;
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// A count as a number to divide.
 #[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds of one window stay far below 2^52")]
@@ -238,12 +258,12 @@ mod tests {
         recorder.answered(Duration::from_millis(9));
         let summary = recorder.summary(
             Duration::from_secs(2),
-            Some(Spent { own: Duration::from_millis(1), core: None }),
+            Some(Spent { own: Duration::from_millis(1), all: None }),
             false,
         );
-        assert_eq!((summary.requests, summary.errors_total()), (2, 2));
-        assert_eq!(summary.errors.get("status"), Some(&1));
-        assert_eq!(summary.first_error.as_deref(), Some("status 503"));
+        assert_eq!((summary.requests, summary.errors.total()), (2, 2));
+        assert_eq!(summary.errors.by_kind.get("status"), Some(&1));
+        assert_eq!(summary.errors.first.as_deref(), Some("status 503"));
         assert!((summary.requests_per_second - 1.0).abs() < 1e-9);
         assert!((summary.cpu.unwrap().us_per_request.unwrap() - 500.0).abs() < 1e-9);
         assert!((summary.latency.unwrap().p50_us - 100.0).abs() < 0.2);

@@ -1,6 +1,6 @@
-//! Processes that a comparison starts: on one core, in a group of their own, gone when their owner is dropped.
+//! Processes that a comparison starts: on one core or on any, in a group of their own, gone when their owner is dropped.
 //!
-//! Used by `contest`. Dropping kills the whole group and waits for it, so that workers of a proxy go with it, on every
+//! Used by `contest` and `routing`. Dropping kills the whole group and waits for it, so that workers of a proxy go with it, on every
 //! way out. It ends nothing gently: there is no state to save.
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -24,14 +24,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` on `core`; what it writes goes to a file in `directory`.
-    pub(crate) fn spawn(name: &str, mut command: Command, core: usize, directory: &Path) -> Result<Self> {
+    /// Starts `command`, on `core` if there is one; what it writes goes to a file in `directory`.
+    pub(crate) fn spawn(
+        name: &str,
+        mut command: Command,
+        core: Option<usize>,
+        directory: &Path,
+    ) -> Result<Self> {
         let log = directory.join(format!("{name}.out"));
         let output = File::create(&log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         // A child starts on the cores of the thread that starts it.
         let own = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
-        pin(core)?;
+        core.map_or(Ok(()), pin)?;
         let child = command.spawn();
         sched_setaffinity(Pid::from_raw(0), &own).context("restoring the CPU affinity")?;
         let child = child.with_context(|| format!("cannot start {}", command.get_program().display()))?;
@@ -86,6 +91,11 @@ pub(crate) fn cores() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|core| own.is_set(*core).unwrap_or(false)).collect())
 }
 
+/// The id of this process.
+pub(crate) fn own_id() -> i32 {
+    Pid::this().as_raw()
+}
+
 /// A loopback address that nobody listened on a moment ago.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
@@ -110,7 +120,7 @@ mod tests {
         let before = cores().unwrap();
         let core = *before.last().unwrap();
         let command = shell("grep Cpus_allowed_list /proc/self/status");
-        let mut process = Process::spawn("shell", command, core, directory.path()).unwrap();
+        let mut process = Process::spawn("shell", command, Some(core), directory.path()).unwrap();
         process.child.wait().unwrap();
         let output = fs::read_to_string(directory.path().join("shell.out")).unwrap();
         assert_eq!(output.trim(), format!("Cpus_allowed_list:\t{core}"));
@@ -120,9 +130,8 @@ mod tests {
     #[test]
     fn an_early_end_shows_the_log() {
         let directory = tempfile::tempdir().unwrap();
-        let core = cores().unwrap()[0];
         let mut process =
-            Process::spawn("shell", shell("echo no such key; exit 78"), core, directory.path()).unwrap();
+            Process::spawn("shell", shell("echo no such key; exit 78"), None, directory.path()).unwrap();
         process.child.wait().unwrap();
         let error = process.check().unwrap_err().to_string();
         assert!(error.contains("78") && error.contains("no such key"), "{error}");
@@ -135,8 +144,7 @@ mod tests {
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         // The shell and its child hold the pipe open; reading it ends when the last of them is gone.
         let script = format!("exec 3>{}; echo up >&3; sleep 1000 & wait", pipe.display());
-        let core = cores().unwrap()[0];
-        let process = Process::spawn("shell", shell(&script), core, directory.path()).unwrap();
+        let process = Process::spawn("shell", shell(&script), None, directory.path()).unwrap();
         let pipe = File::open(&pipe).unwrap();
         let mut lines = BufReader::new(pipe).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "up");

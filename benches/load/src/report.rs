@@ -5,33 +5,18 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::comparison::{Entry, Figure, Ratio};
 use crate::contestant::Contestant;
 use crate::machine::Machine;
 use crate::measurement::{Quantiles, Summary};
-use crate::spread::Spread;
 use crate::workload::Workload;
-
-/// One number of a window.
-pub(crate) struct Figure {
-    pub(crate) key: &'static str,
-    pub(crate) title: &'static str,
-    pub(crate) decimals: usize,
-    read: fn(&Summary) -> Option<f64>,
-}
-
-impl Figure {
-    /// A ratio has no unit.
-    pub(crate) fn ratio_title(&self) -> String {
-        self.title.replace(" µs", "")
-    }
-}
 
 const fn figure(
     key: &'static str,
     title: &'static str,
     decimals: usize,
     read: fn(&Summary) -> Option<f64>,
-) -> Figure {
+) -> Figure<Summary> {
     Figure { key, title, decimals, read }
 }
 
@@ -41,7 +26,7 @@ fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Optio
 
 const CORES: &str = "cores";
 
-const ANSWERS: [Figure; 6] = [
+const ANSWERS: [Figure<Summary>; 6] = [
     figure("cpu_us_per_request", "CPU µs/request", 1, |s| s.cpu.as_ref()?.us_per_request),
     figure("latency_p50_us", "p50 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p50_us)),
     figure("latency_p90_us", "p90 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p90_us)),
@@ -50,7 +35,7 @@ const ANSWERS: [Figure; 6] = [
     figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
 
-const STREAMS: [Figure; 7] = [
+const STREAMS: [Figure<Summary>; 7] = [
     figure("cpu_us_per_event", "CPU µs/event", 2, |s| s.cpu.as_ref()?.us_per_event),
     figure("ttft_p50_us", "first event p50 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p50_us)),
     figure("ttft_p99_us", "first event p99 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p99_us)),
@@ -98,60 +83,34 @@ pub(crate) struct Settings {
 pub(crate) struct Case {
     pub(crate) name: String,
     workload: Workload,
-    pub(crate) targets: Vec<Entry>,
-    pub(crate) ratios: Vec<Ratio>,
-}
-
-/// One target with all its rounds.
-#[derive(Serialize)]
-pub(crate) struct Entry {
-    pub(crate) target: Contestant,
-    pub(crate) figures: BTreeMap<&'static str, Spread>,
-    pub(crate) rounds: Vec<Summary>,
-}
-
-/// One target divided by another, round by round.
-#[derive(Serialize)]
-pub(crate) struct Ratio {
-    pub(crate) of: Contestant,
-    pub(crate) to: Contestant,
-    pub(crate) figures: BTreeMap<&'static str, Spread>,
+    pub(crate) targets: Vec<Entry<Contestant, Summary>>,
+    pub(crate) ratios: Vec<Ratio<Contestant>>,
 }
 
 impl Case {
     pub(crate) fn new(name: String, workload: Workload, rounds: Vec<(Contestant, Vec<Summary>)>) -> Self {
         let mut case = Self { name, workload, targets: Vec::new(), ratios: Vec::new() };
-        for (target, rounds) in rounds {
-            let spread = |figure: &Figure| Spread::of(values(&rounds, figure).into_iter().flatten());
-            let figures = case.figures().iter().filter_map(|figure| Some((figure.key, spread(figure)?)));
-            let figures = figures.collect();
-            case.targets.push(Entry { target, figures, rounds });
-        }
+        let figures = case.figures();
+        case.targets =
+            rounds.into_iter().map(|(target, rounds)| Entry::new(target, rounds, figures)).collect();
         case.ratios = RATIOS.iter().filter_map(|&(of, to)| case.ratio(of, to)).collect();
         case
     }
 
     /// What was measured of each target.
-    pub(crate) fn figures(&self) -> &'static [Figure] {
+    pub(crate) fn figures(&self) -> &'static [Figure<Summary>] {
         if self.workload.stream { &STREAMS } else { &ANSWERS }
     }
 
     /// What is worth a ratio: how busy a core was says nothing without the rate.
-    pub(crate) fn compared(&self) -> impl Iterator<Item = &'static Figure> {
+    pub(crate) fn compared(&self) -> impl Iterator<Item = &'static Figure<Summary>> {
         self.figures().iter().filter(|figure| figure.key != CORES)
     }
 
-    fn ratio(&self, of: Contestant, to: Contestant) -> Option<Ratio> {
+    fn ratio(&self, of: Contestant, to: Contestant) -> Option<Ratio<Contestant>> {
         let entry = |wanted| self.targets.iter().find(|entry| entry.target == wanted);
-        let (top, bottom) = (&entry(of)?.rounds, &entry(to)?.rounds);
-        let spread = |figure: &Figure| Spread::of_ratios(&values(top, figure), &values(bottom, figure));
-        let figures = self.compared().filter_map(|figure| Some((figure.key, spread(figure)?))).collect();
-        Some(Ratio { of, to, figures })
+        Some(entry(of)?.over(entry(to)?, self.compared()))
     }
-}
-
-fn values(rounds: &[Summary], figure: &Figure) -> Vec<Option<f64>> {
-    rounds.iter().map(figure.read).collect()
 }
 
 #[cfg(test)]
@@ -167,7 +126,7 @@ pub(crate) mod tests {
         recorder.open();
         (0..requests).for_each(|_| recorder.answered(Duration::from_micros(250)));
         recorder.failed(&Failure::Closed);
-        let spent = Spent { own: Duration::from_millis(cpu_ms), core: None };
+        let spent = Spent { own: Duration::from_millis(cpu_ms), all: None };
         recorder.summary(Duration::from_secs(1), Some(spent), false)
     }
 

@@ -132,7 +132,7 @@ mod tests {
     #[tokio::test]
     async fn a_number_of_requests_is_kept_exactly() {
         let summary = measure(Limit::Requests(50), future::pending()).await;
-        assert_eq!((summary.requests, summary.errors_total(), summary.interrupted), (50, 0, false));
+        assert_eq!((summary.requests, summary.errors.total(), summary.interrupted), (50, 0, false));
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ impl Workload {
     /// Every request as the bytes that go onto the wire, head and body.
     pub(crate) fn requests(&self, authority: &Authority, path: &PathAndQuery) -> Result<Vec<Vec<u8>>> {
         let bodies = self.bodies()?;
-        Ok(bodies.into_iter().map(|body| request(authority, path, &body)).collect())
+        Ok(bodies.into_iter().map(|body| request(authority, path, "", &body)).collect())
     }
 
     fn body(&self, random: &mut StdRng) -> Result<Vec<u8>> {
@@ -108,8 +108,8 @@ fn turn(random: &mut StdRng) -> String {
     text.join(" ")
 }
 
-/// Exactly `bytes` bytes that JSON does not escape.
-fn filler(random: &mut StdRng, bytes: usize) -> String {
+/// Exactly `bytes` bytes of ASCII that JSON does not escape.
+pub(crate) fn filler(random: &mut StdRng, bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 16);
     while text.len() < bytes {
         let word = WORDS.choose(random).copied().unwrap_or_default();
@@ -120,10 +120,11 @@ fn filler(random: &mut StdRng, bytes: usize) -> String {
     text
 }
 
-fn request(authority: &Authority, path: &PathAndQuery, body: &[u8]) -> Vec<u8> {
+/// A request as a client library sends it, with `more` lines in its head.
+pub(crate) fn request(authority: &Authority, path: &PathAndQuery, more: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: kvway-bench\r\naccept: */*\r\n\
-         authorization: Bearer bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+         authorization: Bearer bench\r\ncontent-type: application/json\r\n{more}content-length: {}\r\n\r\n",
         body.len()
     );
     let mut bytes = head.into_bytes();

@@ -62,9 +62,15 @@ struct Arguments {
     /// Simulated: prefill speed
     #[arg(long, env = "MOCK_VLLM_PREFILL_TOKENS_PER_SECOND", default_value_t = 15_000.0)]
     prefill_tokens_per_second: f64,
-    /// Simulated: time from one token to the next, in milliseconds
+    /// Simulated: what an iteration takes by itself, the time from one token to the next, in milliseconds
     #[arg(long, env = "MOCK_VLLM_DECODE_MS", default_value_t = 20)]
     decode_ms: u64,
+    /// Simulated: what each answer under way adds to an iteration, in microseconds
+    #[arg(long, env = "MOCK_VLLM_DECODE_EACH_US", default_value_t = 50)]
+    decode_each_us: u64,
+    /// Simulated: tokens that one iteration computes at most
+    #[arg(long, env = "MOCK_VLLM_MAX_BATCHED_TOKENS", default_value_t = 8192)]
+    max_batched_tokens: usize,
     /// Simulated: requests that run at a time
     #[arg(long, env = "MOCK_VLLM_MAX_RUNNING", default_value_t = 256)]
     max_running: usize,
@@ -109,6 +115,8 @@ impl Arguments {
                 block_size: self.block_size,
                 prefill_tokens_per_second: self.prefill_tokens_per_second,
                 decode: Duration::from_millis(self.decode_ms),
+                decode_each: Duration::from_micros(self.decode_each_us),
+                max_batched_tokens: self.max_batched_tokens,
                 max_running: self.max_running,
                 prefix_caching: !self.no_prefix_caching,
                 time_scale: self.time_scale,

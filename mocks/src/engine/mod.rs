@@ -6,6 +6,7 @@
 
 mod answers;
 mod ask;
+mod batch;
 mod cache;
 mod generation;
 mod metrics;

@@ -1,18 +1,18 @@
-//! The time that a simulated engine takes: a queue, one prefill after the other, then tokens at a steady pace.
+//! The time that a simulated engine takes: waits for each iteration of its `batch`, and tells requests how far they are.
 //!
-//! A request waits, first come first served, for one of the running places, for KV memory for its prompt and answer,
-//! and for its turn at prefill; prefill takes time for every token that the prefix cache does not hold. Its prompt is
-//! reusable from the end of its prefill; the tokens of its answer hold memory and are not reused. Dropping a [`Run`],
-//! or the future that makes it, frees everything at once. Decoding does not slow down under load.
+//! One task per engine keeps the time, whoever reads the answers; it rests while there is nothing to do. Dropping a
+//! [`Run`], or the future that makes it, frees everything at once. An iteration that is begun takes its time, also when
+//! who it was for has left.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::cache::{BlockCache, block_keys};
+use super::batch::{Batch, Counts, Id, Progress};
 use crate::chunks::Chunks;
 
 /// What a simulated engine can do.
@@ -24,8 +24,12 @@ pub struct SimulatedOptions {
     pub block_size: usize,
     /// Prefill speed.
     pub prefill_tokens_per_second: f64,
-    /// Time from one token of an answer to the next.
+    /// What every iteration takes at least; on an idle engine the time from one token of an answer to the next.
     pub decode: Duration,
+    /// What each answer under way adds to that.
+    pub decode_each: Duration,
+    /// Tokens that one iteration computes at most; longer prompts are computed in chunks.
+    pub max_batched_tokens: usize,
     /// Requests that run at a time.
     pub max_running: usize,
     /// Whether prompts that were computed are used again.
@@ -43,6 +47,8 @@ impl Default for SimulatedOptions {
             block_size: 16,
             prefill_tokens_per_second: 15_000.0,
             decode: Duration::from_millis(20),
+            decode_each: Duration::from_micros(50),
+            max_batched_tokens: 8192,
             max_running: 256,
             prefix_caching: true,
             time_scale: 1.0,
@@ -54,164 +60,113 @@ impl Default for SimulatedOptions {
 /// The tier that prompts are announced in.
 const LOCATION: &str = "LocalCPUBackend";
 
-#[derive(Debug)]
-struct State {
-    cache: BlockCache,
-    counts: Counts,
-}
-
-/// What a simulation shows.
-#[derive(Debug, Default, Clone, Copy, PartialEq)]
-pub(super) struct Counts {
-    pub(super) waiting: u32,
-    pub(super) running: u32,
-    /// Tokens asked of the prefix cache, and those it had.
-    pub(super) queries: u64,
-    pub(super) hits: u64,
-}
-
-/// One engine's queue, clock and cache.
+/// One engine's batch, and the task that keeps its time for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Simulation {
     engine: String,
-    options: SimulatedOptions,
-    blocks: u32,
-    places: Arc<Semaphore>,
-    memory: Arc<Semaphore>,
-    prefill: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
+    announce: Option<Chunks>,
+    prefix_caching: bool,
+    work: Arc<Work>,
+    _clock: JoinSet<()>,
 }
 
-/// A request before its prefill: counts as waiting while it lives.
-struct Waiting<'a>(&'a Simulation);
+#[derive(Debug)]
+struct Work {
+    batch: Mutex<Batch>,
+    arrival: Notify,
+}
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.state.lock().counts.waiting -= 1;
+impl Work {
+    async fn keep_time(self: Arc<Self>) {
+        let mut now = Instant::now();
+        loop {
+            let begun = self.batch.lock().begin();
+            let Some(time) = begun else {
+                self.arrival.notified().await;
+                now = Instant::now();
+                continue;
+            };
+            // By the clock of the engine: a timer that fires late makes no iteration longer.
+            now += time;
+            tokio::time::sleep_until(now).await;
+            self.batch.lock().end();
+        }
     }
 }
 
 impl Simulation {
-    pub(super) fn new(engine: &str, mut options: SimulatedOptions) -> Self {
-        options.block_size = options.block_size.max(1);
-        let blocks = u32::try_from(options.capacity_tokens / options.block_size).unwrap_or(u32::MAX).max(1);
-        Self {
-            engine: engine.to_owned(),
-            blocks,
-            places: Arc::new(Semaphore::new(options.max_running.max(1))),
-            memory: Arc::new(Semaphore::new(blocks as usize)),
-            prefill: tokio::sync::Mutex::default(),
-            state: Mutex::new(State { cache: BlockCache::new(blocks as usize), counts: Counts::default() }),
-            options,
-        }
+    /// Within a runtime, on which the engine's time is kept.
+    pub(super) fn new(engine: &str, options: SimulatedOptions) -> Self {
+        let (announce, prefix_caching) = (options.announce.clone(), options.prefix_caching);
+        let work = Arc::new(Work { batch: Mutex::new(Batch::new(options)), arrival: Notify::new() });
+        let mut clock = JoinSet::new();
+        clock.spawn(Arc::clone(&work).keep_time());
+        Self { engine: engine.to_owned(), announce, prefix_caching, work, _clock: clock }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        self.state.lock().counts
+        self.work.batch.lock().counts()
     }
 
     pub(super) fn block_size(&self) -> usize {
-        self.options.block_size
+        self.work.batch.lock().block_size()
     }
 
     pub(super) fn blocks(&self) -> u32 {
-        self.blocks
+        self.work.batch.lock().blocks()
     }
 
     pub(super) fn prefix_caching(&self) -> bool {
-        self.options.prefix_caching
+        self.prefix_caching
     }
 
     /// The part of the KV memory that running requests take.
     pub(super) fn usage(&self) -> f64 {
-        let free = u32::try_from(self.memory.available_permits()).unwrap_or(self.blocks);
-        1.0 - f64::from(free) / f64::from(self.blocks)
+        self.work.batch.lock().usage()
     }
 
     /// Forgets the cache and its counters.
     pub(super) fn forget(&self) {
-        let mut state = self.state.lock();
-        state.cache.forget();
-        state.counts = Counts { queries: 0, hits: 0, ..state.counts };
+        self.work.batch.lock().forget();
     }
 
-    fn time(&self, seconds: f64) -> Duration {
-        Duration::try_from_secs_f64(seconds * self.options.time_scale).unwrap_or_default()
-    }
-
-    /// Queues a prompt and computes it. The answer may have up to `answer_tokens`.
-    pub(super) async fn run(self: &Arc<Self>, prompt: &[u32], salt: &str, answer_tokens: usize) -> Run {
-        let size = self.options.block_size;
-        let caching = self.options.prefix_caching;
-        let keys = if caching { block_keys(prompt, size, salt) } else { Vec::new() };
-        self.state.lock().counts.waiting += 1;
-        let waiting = Waiting(self);
-        let place = acquire(&self.places, 1).await;
-        let needed = (prompt.len() + answer_tokens).div_ceil(size);
-        let memory = acquire(&self.memory, u32::try_from(needed).unwrap_or(u32::MAX).min(self.blocks)).await;
-        let turn = self.prefill.lock().await;
-        drop(waiting);
-        let mut run = Run {
-            simulation: Arc::clone(self),
-            keys,
-            held: 0,
-            cached: 0,
-            next_token: Instant::now(),
-            _permits: [place, memory],
-        };
-        // At least one token is computed, since the first token of the answer comes from it.
-        let reusable = prompt.len().saturating_sub(1) / size;
-        run.cached = {
-            let mut state = self.state.lock();
-            state.counts.running += 1;
-            let hits = state.cache.matched(run.keys.get(..reusable).unwrap_or(&run.keys)) * size;
-            state.counts.queries += if caching { prompt.len() as u64 } else { 0 };
-            state.counts.hits += hits as u64;
-            hits
-        };
-        let missing = u32::try_from(prompt.len() - run.cached).unwrap_or(u32::MAX);
-        tokio::time::sleep(self.time(f64::from(missing) / self.options.prefill_tokens_per_second)).await;
-        run.held = self.state.lock().cache.hold(&run.keys);
-        drop(turn);
-        if let Some(chunks) = &self.options.announce {
+    /// Queues a prompt and waits for the first token of its answer, which will have so many.
+    pub(super) async fn run(&self, prompt: &[u32], salt: &str, answer_tokens: usize) -> Run {
+        let (id, progress) = self.work.batch.lock().enter(prompt, salt, answer_tokens);
+        self.work.arrival.notify_one();
+        let mut run = Run { work: Arc::clone(&self.work), id, progress, read: 0, cached: 0 };
+        run.tokens(1).await;
+        run.cached = run.progress.borrow().cached;
+        if let Some(chunks) = &self.announce {
             chunks.admit(&self.engine, LOCATION, prompt);
         }
-        run.next_token = Instant::now();
         run
     }
-}
-
-/// Waits for permits; the semaphores of a simulation are never closed.
-async fn acquire(semaphore: &Arc<Semaphore>, count: u32) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(semaphore).acquire_many_owned(count).await.ok()
 }
 
 /// A request that runs; its first token is there.
 #[derive(Debug)]
 pub(super) struct Run {
-    simulation: Arc<Simulation>,
-    keys: Vec<u64>,
-    held: usize,
+    work: Arc<Work>,
+    id: Id,
+    progress: watch::Receiver<Progress>,
+    /// Tokens that were waited for.
+    read: usize,
     pub(super) cached: usize,
-    next_token: Instant,
-    _permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Run {
-    /// Waits for `count` more tokens.
+    /// Waits for `count` more tokens, at most for the last of the answer.
     pub(super) async fn tokens(&mut self, count: usize) {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let decode = self.simulation.options.decode.as_secs_f64();
-        self.next_token += self.simulation.time(decode * f64::from(count));
-        tokio::time::sleep_until(self.next_token).await;
+        self.read += count;
+        // An error says that the answer is complete.
+        drop(self.progress.wait_for(|progress| progress.tokens >= self.read).await);
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let mut state = self.simulation.state.lock();
-        state.counts.running -= 1;
-        state.cache.release(self.keys.get(..self.held).unwrap_or_default());
+        self.work.batch.lock().leave(self.id);
     }
 }
 
@@ -219,8 +174,10 @@ impl Drop for Run {
 mod tests {
     use super::*;
 
-    fn simulation(options: SimulatedOptions) -> Arc<Simulation> {
-        Arc::new(Simulation::new("vllm-0", options))
+    /// An engine whose iterations take a millisecond and what their prompts take.
+    fn simulation(options: SimulatedOptions) -> Simulation {
+        let (decode, decode_each) = (Duration::from_millis(1), Duration::ZERO);
+        Simulation::new("vllm-0", SimulatedOptions { decode, decode_each, ..options })
     }
 
     fn prompt(tokens: u32) -> Vec<u32> {
@@ -232,10 +189,10 @@ mod tests {
         let simulation = simulation(SimulatedOptions { block_size: 128, ..SimulatedOptions::default() });
         let start = Instant::now();
         drop(simulation.run(&prompt(1500), "", 10).await);
-        assert_eq!(start.elapsed().as_millis(), 100);
+        assert_eq!(start.elapsed().as_millis(), 101);
         let run = simulation.run(&prompt(1500), "", 10).await;
         assert_eq!(run.cached, 11 * 128);
-        assert!(start.elapsed().as_millis() < 110);
+        assert!(start.elapsed().as_millis() < 112);
         assert_eq!(simulation.counts(), Counts { waiting: 0, running: 1, queries: 3000, hits: 1408 });
     }
 
@@ -255,69 +212,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn prefills_go_one_after_the_other_in_order() {
-        let simulation = simulation(SimulatedOptions::default());
-        let start = Instant::now();
-        let run = async |first: u32| {
-            drop(simulation.run(&(first..first + 1500).collect::<Vec<_>>(), "", 1).await);
-            start.elapsed().as_millis()
-        };
-        assert_eq!(tokio::join!(run(0), run(10_000), run(20_000)), (100, 200, 300));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_finds_no_place_waits() {
+    async fn who_finds_no_place_waits_and_who_leaves_frees_it() {
         let simulation = simulation(SimulatedOptions { max_running: 1, ..SimulatedOptions::default() });
-        let first = simulation.run(&prompt(16), "", 1).await;
         let other = prompt(16);
+        let first = simulation.run(&other, "", 100).await;
+        {
+            let second = simulation.run(&other, "", 1);
+            tokio::pin!(second);
+            assert!(futures::poll!(&mut second).is_pending());
+            assert_eq!((simulation.counts().waiting, simulation.counts().running), (1, 1));
+        }
+        assert_eq!(simulation.counts().waiting, 0);
         let second = simulation.run(&other, "", 1);
-        tokio::pin!(second);
-        assert!(futures::poll!(&mut second).is_pending());
-        assert_eq!((simulation.counts().waiting, simulation.counts().running), (1, 1));
-        drop(first);
-        drop(second.await);
+        let ((), _run) = tokio::join!(async { drop(first) }, second);
         assert_eq!((simulation.counts().waiting, simulation.counts().running), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_finds_no_memory_waits_and_who_leaves_frees_it() {
-        let simulation = simulation(SimulatedOptions { capacity_tokens: 160, ..SimulatedOptions::default() });
-        let first = simulation.run(&prompt(64), "", 64).await;
-        assert!((simulation.usage() - 0.8).abs() < 1e-9);
-        let other = prompt(64);
-        {
-            let second = simulation.run(&other, "", 64);
-            tokio::pin!(second);
-            assert!(futures::poll!(&mut second).is_pending());
-            assert_eq!(simulation.counts().waiting, 1);
-        }
-        assert_eq!(simulation.counts().waiting, 0);
-        drop(first);
-        assert!(simulation.usage().abs() < 1e-9);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_prefill_that_is_given_up_leaves_nothing_behind() {
-        let simulation = simulation(SimulatedOptions::default());
-        let tokens = prompt(1500);
-        {
-            let run = simulation.run(&tokens, "", 1);
-            tokio::pin!(run);
-            assert!(futures::poll!(&mut run).is_pending());
-            assert_eq!(simulation.counts().running, 1);
-        }
-        assert_eq!(simulation.counts().running, 0);
-        assert_eq!(simulation.run(&tokens, "", 1).await.cached, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn tokens_come_at_a_steady_pace_and_a_scale_shortens_all() {
-        let simulation = simulation(SimulatedOptions { time_scale: 0.1, ..SimulatedOptions::default() });
+        let options = SimulatedOptions { time_scale: 0.1, ..SimulatedOptions::default() };
+        let simulation =
+            Simulation::new("vllm-0", SimulatedOptions { decode_each: Duration::ZERO, ..options });
         let start = Instant::now();
+        // Two iterations for the prompt, as it is longer than the budget of one.
         let mut run = simulation.run(&prompt(15_000), "", 50).await;
+        assert_eq!(start.elapsed().as_millis(), 104);
         run.tokens(1).await;
-        run.tokens(49).await;
-        assert_eq!(start.elapsed().as_millis(), 200);
+        assert_eq!(start.elapsed().as_millis(), 106);
+        run.tokens(48).await;
+        assert_eq!(start.elapsed().as_millis(), 202);
+        run.tokens(1).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_goes_on_while_nobody_reads_it() {
+        let simulation = Simulation::new("vllm-0", SimulatedOptions::default());
+        let mut run = simulation.run(&prompt(16), "", 20).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(simulation.counts().running, 0);
+        let start = Instant::now();
+        run.tokens(19).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,7 +40,7 @@ async fn the_second_of_two_equal_prompts_is_mostly_cached_and_quick() {
     assert_eq!(first["usage"]["prompt_tokens"], 3003);
     assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], 2992);
-    assert!(cold.as_millis() >= 280 && warm.as_millis() <= 100, "{cold:?} {warm:?}");
+    assert!(cold.as_millis() >= 280 && warm.as_millis() <= 120, "{cold:?} {warm:?}");
     assert_eq!(metric(&engine, "prefix_cache_queries_total").await.to_string(), "6006");
     assert_eq!(metric(&engine, "prefix_cache_hits_total").await.to_string(), "2992");
 }

@@ -282,7 +282,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn integers_are_whole_and_fit_into_32_bits() {
+        for (text, expected) in [("0", Some(0)), ("4294967295", Some(u32::MAX)), ("0000000012", Some(12))] {
+            assert_eq!(integer(text.as_bytes()), expected, "{text}");
+        }
+        for text in ["", "-1", "1.0", "1e3", "4294967296", "99999999999", "18446744073709551617", "1 ", "+1"]
+        {
+            assert_eq!(integer(text.as_bytes()), None, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn integers_are_read_as_a_strict_parser_reads_them(numbers: Vec<u32>, pretty: bool) {
+            let text = if pretty { format!(" {:#}", Value::from(numbers.clone())) } else { Value::from(numbers.clone()).to_string() };
+            let mut read = Vec::new();
+            let mut json = Json::new(text.as_bytes());
+            json.integers(|number| read.push(number));
+            prop_assert_eq!((read, json.is_broken(), json.rest().len()), (numbers, false, 0));
+        }
+
         #[test]
         fn it_reads_what_a_strict_parser_reads(fields in prop::collection::btree_map(any::<String>(), any_json(), 0..6), pretty: bool) {
             let object = Value::Object(fields.into_iter().collect());

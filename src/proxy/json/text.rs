@@ -143,14 +143,10 @@ fn unescape_unicode(text: &[u8]) -> (char, usize) {
     if let Some(character) = char::from_u32(first) {
         return (character, 6);
     }
-    let second = text.get(6..).and_then(utf16_unit);
-    let pair = match (first, second) {
-        (0xd800..0xdc00, Some(second @ 0xdc00..0xe000)) => {
-            char::from_u32(0x1_0000 + (((first - 0xd800) << 10) | (second - 0xdc00)))
-        }
-        _ => None,
-    };
-    pair.map_or((char::REPLACEMENT_CHARACTER, 6), |character| (character, 12))
+    // It is half of a pair; a second half in the place of the first makes a number that is no character.
+    let second = text.get(6..).and_then(utf16_unit).filter(|unit| (0xdc00..0xe000).contains(unit));
+    let pair = second.map(|second| 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00));
+    pair.and_then(char::from_u32).map_or((char::REPLACEMENT_CHARACTER, 6), |character| (character, 12))
 }
 
 /// The unit of UTF-16 that `text` begins with, written as an escape.
@@ -233,6 +229,8 @@ mod tests {
             (r#""\uD83D\uDE00""#, "\u{1f600}"),
             (r#""\ud83dx""#, "\u{fffd}x"),
             (r#""\ude00\ud83d""#, "\u{fffd}\u{fffd}"),
+            (r#""\udc00\udc00""#, "\u{fffd}\u{fffd}"),
+            (r#""\ud83d\ud83d""#, "\u{fffd}\u{fffd}"),
             (r#""\ud83d\u0061""#, "\u{fffd}a"),
             (r#""\ud83d\n""#, "\u{fffd}\n"),
             (r#""\u12""#, "\u{fffd}12"),
@@ -244,10 +242,13 @@ mod tests {
 
     #[test]
     fn a_byte_that_no_utf8_has_is_never_given_on() {
+        let newlines = |text: &str| text.replace("\\n", "\n").into_bytes();
         for before in ["", "a", "aaaaaaaaaaaaaaaaa", "\\n", "\\naaaaaaaaaaaaaaaaaaa"] {
-            let written = [b"\"", before.as_bytes(), b"\xff\xfe\"", b"\xff"].concat();
-            let text = [before.replace("\\n", "\n").as_bytes(), "\u{fffd}".as_bytes(), b"\xfe"].concat();
-            assert_eq!(read(&written), text, "{before}");
+            for after in ["", "b\\nbbbbbbbbbb", "bbbbbbbbbbbbbbbbb"] {
+                let written = [b"\"", before.as_bytes(), b"\xff\xfe", after.as_bytes(), b"\"\xff"].concat();
+                let text = [&*newlines(before), "\u{fffd}".as_bytes(), b"\xfe", &*newlines(after)].concat();
+                assert_eq!(read(&written), text, "{before} and {after}");
+            }
         }
     }
 }

@@ -133,7 +133,6 @@ impl Render {
         self.mark(b'p');
         for (key, value) in fields.all() {
             if key == "content" {
-                self.mark(b'c');
                 self.raw_content(value, depth);
             } else {
                 self.field(key, value);
@@ -286,4 +285,118 @@ fn is_list_of_lists(value: &[u8]) -> bool {
 /// The byte that the first element of a list begins with.
 fn first_element(value: &[u8]) -> Option<u8> {
     value.strip_prefix(b"[").and_then(|elements| Json::new(elements).kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::blocks::BlockKey;
+    use serde_json::{Value, json};
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    /// What is rendered of a list, with a key for every byte, so that any difference shows.
+    fn items(list: impl AsRef<[u8]>) -> Arc<[BlockKey]> {
+        let secret = Secret::new([1, 2, 3, 4]);
+        let mut render = Render::new(Chain::new(secret.hash(), 1, usize::MAX, 0), secret);
+        render.items(list.as_ref());
+        render.finish().unwrap().into_keys()
+    }
+
+    fn chat(messages: &Value) -> Arc<[BlockKey]> {
+        items(messages.to_string())
+    }
+
+    /// All conversations of one or two small messages, each in one way of writing it.
+    fn small_conversations() -> Vec<Vec<u8>> {
+        let parts = [
+            r#""a""#,
+            r#"{"type":"x"}"#,
+            r#"{"type":"x","k":1}"#,
+            r#"{"type":"x","content":"a"}"#,
+            r#"{"type":"x","content":[{"type":"x"}],"k":1}"#,
+            r#"{"type":"x","content":[{"type":"x","k":1}]}"#,
+            r#"{"type":"image"}"#,
+            r#"{"type":"image","a":1,"b":2}"#,
+            r#"{"type":"image","a\u0001\u0000\u0000\u0000\u0000\u0000\u0000\u00001b":2}"#,
+        ];
+        let pairs = parts.iter().flat_map(|a| parts.iter().map(move |b| format!("[{a},{b}]")));
+        let contents: Vec<_> =
+            parts.map(|part| format!("[{part}]")).into_iter().chain(pairs).chain(["[]".to_owned()]).collect();
+        let mut messages = Vec::new();
+        for role in ["", r#""role":"a","#, r#""role":"aa","#] {
+            for content in &contents {
+                for others in ["", r#","k":1"#, r#","k":1,"type":"x""#] {
+                    messages.push(format!(r#"{{{role}"content":{content}{others}}}"#).into_bytes());
+                }
+            }
+        }
+        // What is no UTF-8 cannot feign a mark.
+        messages.extend([
+            br#"{"content":[],"k":1,"j":2}"#.to_vec(),
+            b"{\"content\":[],\"k\":1\xffkj\xffv2}".to_vec(),
+        ]);
+        let short = messages.iter().filter(|message| message.len() < 50);
+        let two = short.clone().flat_map(|a| short.clone().map(move |b| [a.as_slice(), b",", b].concat()));
+        messages.iter().cloned().chain(two).collect()
+    }
+
+    #[test]
+    fn no_two_conversations_are_rendered_alike() {
+        let mut seen = HashMap::new();
+        for messages in small_conversations() {
+            let keys = items([b"[", messages.as_slice(), b"]"].concat());
+            let same = seen.insert(keys.last().copied(), messages.clone());
+            let [messages, same] = [Some(messages), same]
+                .map(|text| text.map(|text| String::from_utf8_lossy(&text).into_owned()));
+            assert_eq!(same, None, "is rendered as {messages:?}");
+        }
+        assert!(seen.len() > 1000, "only {}", seen.len());
+    }
+
+    #[test]
+    fn a_text_is_a_list_of_one_and_markers_of_caching_move_freely() {
+        let plain = chat(&json!([{ "role": "user", "content": "hello" }]));
+        for kind in ["text", "input_text", "output_text"] {
+            let part = json!({ "type": kind, "text": "hello", "cache_control": { "type": "ephemeral" }, "annotations": [] });
+            assert_eq!(chat(&json!([{ "role": "user", "content": [part] }])), plain, "{kind}");
+            let part = json!({ "text": "hello", "type": kind });
+            assert_eq!(chat(&json!([{ "content": [part], "role": "user" }])), plain, "{kind}");
+        }
+        let result = |part: Value| chat(&json!([{ "role": "user", "content": [part] }]));
+        let marked = json!({ "type": "tool_result", "content": [{ "type": "text", "text": "42" }], "cache_control": {} });
+        assert_eq!(result(json!({ "type": "tool_result", "content": "42" })), result(marked));
+    }
+
+    #[test]
+    fn an_image_is_its_hash_however_large_it_is() {
+        let image = |url: &str| {
+            let part = json!({ "type": "image_url", "image_url": { "url": url } });
+            chat(&json!([{ "role": "user", "content": [part, { "type": "text", "text": "What is this?" }] }]))
+        };
+        let (small, large) = (image("a"), image(&"a".repeat(10_000)));
+        assert!((4096..4200).contains(&small.len()), "{}", small.len());
+        assert_eq!(small.len(), large.len());
+        let shared = small.iter().zip(&*large).take_while(|(a, b)| a == b).count();
+        assert!((1..20).contains(&shared), "all that is before it, and nothing from there on");
+        assert_eq!(small, image("a"));
+        let within = json!({ "type": "tool_result", "content": [{ "type": "image", "source": { "data": "a".repeat(10_000) } }] });
+        assert!(chat(&json!([{ "role": "user", "content": [within] }])).len() < 4300);
+    }
+
+    #[test]
+    fn more_fields_than_are_told_apart_are_still_told() {
+        let fields: Vec<_> = (0..20).map(|n| format!(r#""field{n}":1"#)).collect();
+        let part = r#"{"role":"user","content":[{"type":"#;
+        for (before, after) in [
+            (r#"{"role":"user""#.to_owned(), "}"),
+            (format!(r#"{part}"x""#), "}]}"),
+            (format!(r#"{part}"image""#), "}]}"),
+        ] {
+            let all = |last: u32| format!(r#"{before},{},"last":{last}{after}"#, fields.join(","));
+            let read = |last| items(format!("[{}]", all(last)));
+            assert_ne!(read(1).last(), read(2).last());
+            assert_eq!(read(1), read(1));
+        }
+    }
 }

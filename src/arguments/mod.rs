@@ -1,6 +1,10 @@
 //! The command line: what the operator can say. Parsed by clap; every flag has an environment variable.
 //!
-//! Read by `main`. It says nothing about what the words do.
+//! Read by `main`. It says nothing about what the words do. `replay.rs` has the flags of one command.
+
+mod replay;
+
+pub use replay::{POLICIES, Replay};
 
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -8,7 +12,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 const ENDING: &str = "\
-Exit codes: 0 done, 1 failed, 64 the command line cannot be understood, 78 the configuration is refused.
+Exit codes: 0 done, 1 failed, 64 the command line cannot be understood, 65 a trace cannot be read, 78 the configuration \
+is refused, 130 interrupted while replaying.
 
 Signals: SIGTERM drains and ends, SIGQUIT hands over to `kvway run --upgrade`, SIGINT ends at once.";
 
@@ -59,6 +64,8 @@ pub enum Command {
     Demo(Demo),
     /// Send unique and repeated prompts through a running gateway, and show what its caches are worth. Exit code 0 or 1.
     Compare(Compare),
+    /// Replay a trace or yesterday's access log on simulated engines, under several policies, and show what each would give.
+    Replay(Replay),
     /// Ask the engines and LMCache of a configuration whether routing by caches can work. Exit code 0 or 1.
     Doctor(Doctor),
     /// Ask a running gateway whether it is ready; for containers. Exit code 0 or 1.
