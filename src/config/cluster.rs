@@ -42,7 +42,7 @@ pub struct Cluster {
     /// Blocks of a prompt that `hash_by: prefix` hashes; a shorter prompt is hashed as far as it has whole blocks.
     #[serde(default = "hash_prefix_blocks", deserialize_with = "values::integer::<1, 4096, _>")]
     pub hash_prefix_blocks: usize,
-    /// How often `/v1/models` is fetched from the backends.
+    /// How often `/v1/models` is fetched from the backends, and read what they say of their caches.
     #[serde(
         default = "models_period",
         deserialize_with = "values::duration::<1, DAY_MS, _>",

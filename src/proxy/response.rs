@@ -99,10 +99,12 @@ impl Observer {
         self.is_stream.then(|| now.duration_since(before).as_secs_f64())
     }
 
-    /// Tokens that were generated: as reported, else as many as a stream has had chunks, which are mostly one token each.
+    /// Tokens that were generated: as reported (some report 0 at the start), else as many as a stream has had chunks, which
+    /// are mostly one token each.
     #[must_use]
     pub fn generated_tokens(&self) -> u64 {
-        self.usage().and_then(|usage| usage.completion_tokens).unwrap_or(self.chunks)
+        let reported = self.usage().and_then(|usage| usage.completion_tokens);
+        reported.filter(|tokens| *tokens > 0).unwrap_or(self.chunks)
     }
 
     /// What the `usage` objects that passed told, if any did; of two that differ the later one counts.

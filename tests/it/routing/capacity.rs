@@ -249,6 +249,19 @@ async fn an_engine_that_sleeps_gets_no_requests_and_forgets_what_it_had() {
 }
 
 #[tokio::test]
+async fn an_engine_that_comes_back_from_sleep_and_cannot_be_read_is_awake() {
+    let mut reading = Reading::of(vec![engine()], "").await;
+    reading.world.engines[0].set_sleep(SleepState::DiscardAll);
+    reading.after(Duration::ZERO).await;
+    reading.world.engines[0].fail_always_on(METRICS, Fault::Status { code: 404, retry_after: None });
+    reading.after(PERIOD).await;
+    assert!(reading.world.backend("vllm-0").is(Absence::Sleeping), "not to answer is not to be awake");
+    reading.come_back();
+    reading.after(Duration::ZERO).await;
+    assert_eq!(reading.world.backend("vllm-0").absence(), None);
+}
+
+#[tokio::test]
 async fn who_else_says_that_a_backend_sleeps_is_heard_unless_its_engine_knows_better() {
     let mut reading = Reading::of(vec![engine()], "").await;
     let sleeps = |reading: &Reading| reading.world.backend("vllm-0").is(Absence::Sleeping);

@@ -84,6 +84,19 @@ async fn an_answer_in_one_piece_is_there_with_its_header_and_a_refusal_never() {
     assert!(log[0]["first_token_ms"].is_f64() && log[1]["first_token_ms"].is_null(), "{log:?}");
 }
 
+#[tokio::test]
+async fn what_is_refused_is_not_pending_while_the_refusal_still_comes() {
+    let (actor, world) = Actor::new("").await;
+    let head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    let request = world.client.post(world.url(CHAT)).json(&streamed(about(&text(1, 4 * KIB))));
+    let (response, mut socket) = tokio::join!(request.send(), actor.start(head));
+    assert_eq!(world.backend("actor").load(Instant::now()), Load { requests: 1, pending_tokens: 0 });
+    socket.write_all(b"{}").await.unwrap();
+    assert_eq!(response.unwrap().text().await.unwrap(), "{}");
+    world.idle().await;
+    assert_eq!(world.backend("actor").prefill_rate(), None);
+}
+
 /// Sends a stream whose first token takes so long.
 async fn teach(world: &World, body: &Value, time: Duration) {
     let gate = world.engines[0].hold_first_token();
@@ -152,6 +165,20 @@ async fn what_a_stream_generates_takes_room_whether_it_reports_usage_or_not() {
         let spent = cluster(&world).blocks.tokens(0) - 4 * 256;
         assert!((2000..2020).contains(&spent), "{spent}, usage: {report}");
     }
+}
+
+#[tokio::test]
+async fn what_is_reported_at_the_start_is_not_what_was_generated() {
+    let world = pmc(1).await;
+    world.engines[0].fail_next(1, Fault::CutStreamAfter(500));
+    let mut body = streamed(about(&text(1, 4 * KIB)));
+    body["max_tokens"] = 2000.into();
+    // Says at its start that nothing was generated yet.
+    let response = world.client.post(world.url("/v1/messages")).json(&body).send().await.unwrap();
+    assert!(response.bytes().await.is_err());
+    world.idle().await;
+    let spent = cluster(&world).blocks.tokens(0) - 4 * 256;
+    assert!((495..520).contains(&spent), "{spent}");
 }
 
 #[tokio::test]

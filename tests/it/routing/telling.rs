@@ -1,6 +1,7 @@
 //! What an operator sees of choices and of what is believed of caches.
 
 use super::*;
+use kvway::proxy::peer::Reason;
 use kvway::state::trust::Source;
 
 fn count(world: &World, series: &str) -> f64 {
@@ -12,6 +13,12 @@ fn assert_counts(world: &World, expected: &[(&str, f64)]) {
     for (series, value) in expected {
         assert!((count(world, series) - value).abs() < 1e-9, "{series} is {}", count(world, series));
     }
+}
+
+#[test]
+fn reasons_and_sources_stand_in_the_order_of_their_counters() {
+    assert!(Reason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
+    assert!(Source::ALL.iter().enumerate().all(|(at, source)| *source as usize == at));
 }
 
 #[tokio::test]
@@ -48,8 +55,14 @@ async fn what_was_predicted_is_counted_beside_what_engines_report() {
 }
 
 #[tokio::test]
-async fn engines_that_report_nothing_are_not_part_of_the_comparison() {
-    let world = pmc(1).await;
+async fn engines_that_report_nothing_and_policies_that_predict_nothing_are_not_compared() {
+    for (engine, policy) in [(engine(), "pmc"), (caching(), "round_robin")] {
+        compares_nothing(engine, policy).await;
+    }
+}
+
+async fn compares_nothing(engine: EngineOptions, policy: &str) {
+    let world = world(vec![engine], &format!("policy: {policy}")).await;
     for _ in 0..2 {
         chat(&world, &about(&text(1, 16 * KIB))).await;
         world.idle().await;

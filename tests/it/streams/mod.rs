@@ -45,6 +45,11 @@ impl Actor {
 
     /// Takes one request and answers the head of a stream.
     pub(crate) async fn start_stream(&self) -> TcpStream {
+        self.start(STREAM_HEAD).await
+    }
+
+    /// Takes one request and answers `head`.
+    pub(crate) async fn start(&self, head: &[u8]) -> TcpStream {
         let (mut socket, _) = self.0.accept().await.unwrap();
         let mut request = Vec::new();
         let complete = |request: &[u8]| {
@@ -57,7 +62,7 @@ impl Actor {
             assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0);
         }
         socket.set_nodelay(true).unwrap();
-        socket.write_all(STREAM_HEAD).await.unwrap();
+        socket.write_all(head).await.unwrap();
         socket
     }
 }
