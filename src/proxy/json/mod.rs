@@ -117,7 +117,10 @@ impl<'a> Json<'a> {
 
     /// The next value where it is a string; any other is passed over.
     pub fn string(&mut self) -> Option<Cow<'a, str>> {
-        string(self.skip())
+        match self.plain_string() {
+            Some(text) => std::str::from_utf8(text).ok().map(Cow::Borrowed),
+            None => string(self.skip()),
+        }
     }
 
     fn value(&mut self, read: impl FnOnce(&mut Self)) {
