@@ -43,23 +43,22 @@ impl<'a> Json<'a> {
         let mut rest = self.rest();
         loop {
             // Escapes come in rows.
-            if rest.first() != Some(&ESCAPE) {
-                let length = match gathered.copy_short_run(rest) {
-                    Some(length) => length,
-                    None => {
-                        let Some(length) = run_length(rest) else { return self.give_up() };
-                        let run = rest.get(..length).unwrap_or_default();
-                        if length > RUN_BYTES_MAX {
-                            gathered.give_on(&mut piece);
-                            piece(run);
-                        } else {
-                            gathered.push(run);
-                        }
-                        length
-                    }
-                };
-                rest = rest.get(length..).unwrap_or_default();
-            }
+            let length = if rest.first() == Some(&ESCAPE) {
+                0
+            } else if let Some(length) = gathered.copy_short_run(rest) {
+                length
+            } else {
+                let Some(length) = run_length(rest) else { return self.give_up() };
+                let run = rest.get(..length).unwrap_or_default();
+                if length > RUN_BYTES_MAX {
+                    gathered.give_on(&mut piece);
+                    piece(run);
+                } else {
+                    gathered.push(run);
+                }
+                length
+            };
+            rest = rest.get(length..).unwrap_or_default();
             let (character, length) = match rest.first() {
                 Some(&QUOTE) => break,
                 Some(&ESCAPE) => unescape(rest),
