@@ -13,12 +13,12 @@ const RUN_BYTES_MAX: usize = 256;
 
 const QUOTE: u8 = b'"';
 const ESCAPE: u8 = b'\\';
-/// A byte that does not occur in UTF-8.
-const STRAY: u8 = 0xff;
+/// A byte that does not occur in UTF-8, and in no piece.
+pub const STRAY: u8 = 0xff;
 
 impl<'a> Json<'a> {
-    /// Reads the string that stands here. It is cut at escapes only. What is no UTF-8 stays as it is, but for the byte 0xFF,
-    /// which like half a surrogate pair becomes U+FFFD.
+    /// Reads the string that stands here. It is cut at escapes only. What is no UTF-8 stays as it is, but for [`STRAY`], which
+    /// like half a surrogate pair becomes U+FFFD.
     pub fn pieces(&mut self, mut piece: impl FnMut(&[u8])) {
         match self.plain_string() {
             Some(b"") => {}
@@ -100,8 +100,8 @@ impl Gathered {
         }
     }
 
-    /// Takes a run that is shorter than a word; returns its length and what it ends at. Between escapes that are close, it is
-    /// the calls that cost, not the bytes.
+    /// Takes a run that is shorter than a word, and returns its length: between escapes that are close, it is the calls that
+    /// cost, not the bytes.
     fn copy_short_run(&mut self, text: &[u8]) -> Option<usize> {
         let word = text.first_chunk()?;
         *self.bytes.get_mut(self.length..)?.first_chunk_mut()? = *word;
