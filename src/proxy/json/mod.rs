@@ -1,10 +1,12 @@
 //! A reader of JSON that looks at each byte once and at most of them only in passing. Pure.
 //!
-//! For [`super::prompt`], which wants a few fields of bodies that may be megabytes long and comes from anybody: so it keeps
-//! no stack (nesting costs nothing), copies nothing, and checks only what it needs to find its way. What it does not
-//! understand ends the reading.
+//! For [`super::prompt`] and [`super::prefix`], which want a few fields of bodies that may be megabytes long and come from
+//! anybody: so it keeps no stack (nesting costs nothing), copies nothing, and checks only what it needs to find its way.
+//! What it does not understand ends the reading.
 
 mod text;
+
+pub use text::STRAY;
 
 use memchr::{memchr, memchr_iter};
 use std::borrow::Cow;
@@ -117,7 +119,10 @@ impl<'a> Json<'a> {
 
     /// The next value where it is a string; any other is passed over.
     pub fn string(&mut self) -> Option<Cow<'a, str>> {
-        string(self.skip())
+        match self.plain_string() {
+            Some(text) => std::str::from_utf8(text).ok().map(Cow::Borrowed),
+            None => string(self.skip()),
+        }
     }
 
     fn value(&mut self, read: impl FnOnce(&mut Self)) {
@@ -231,9 +236,10 @@ fn container_length(text: &[u8]) -> Option<usize> {
 fn flat_length(text: &[u8]) -> usize {
     const CHUNK: usize = 32;
     let is_flat = |chunk: &&[u8; CHUNK]| {
+        // The four brackets, and a few bytes that no number has, differ in three bits only.
         let found = chunk
             .iter()
-            .fold(0, |found, byte| found | u8::from(*byte == b'"') | u8::from(byte & 0xd9 == 0x59));
+            .fold(0, |found, byte| found | u8::from(*byte == b'"') | u8::from(byte & 0xd9 == b'[' & 0xd9));
         found == 0
     };
     text.as_chunks::<CHUNK>().0.iter().take_while(is_flat).count() * CHUNK

@@ -13,64 +13,71 @@ const RUN_BYTES_MAX: usize = 256;
 
 const QUOTE: u8 = b'"';
 const ESCAPE: u8 = b'\\';
-/// A byte that does not occur in UTF-8.
-const STRAY: u8 = 0xff;
+/// A byte that does not occur in UTF-8, and in no piece.
+pub const STRAY: u8 = 0xff;
 
 impl<'a> Json<'a> {
-    /// Reads the string that stands here. It is cut at escapes only. What is no UTF-8 stays as it is, but for the byte 0xFF,
-    /// which like half a surrogate pair becomes U+FFFD.
+    /// Reads the string that stands here. It is cut at escapes only. What is no UTF-8 stays as it is, but for [`STRAY`], which
+    /// like half a surrogate pair becomes U+FFFD.
     pub fn pieces(&mut self, mut piece: impl FnMut(&[u8])) {
-        if !self.take(QUOTE) {
-            return self.give_up();
+        match self.plain_string() {
+            Some(b"") => {}
+            Some(text) => piece(text),
+            None if self.take(QUOTE) => self.escaped_pieces(piece),
+            None => self.give_up(),
         }
-        let Some((text, end)) = self.run() else { return self.give_up() };
-        if end != QUOTE {
-            return self.escaped_pieces(piece);
-        }
-        self.at += text.len() + 1;
-        if !text.is_empty() {
-            piece(text);
-        }
+    }
+
+    /// Reads the string that stands here if it has no escapes.
+    #[inline]
+    pub(super) fn plain_string(&mut self) -> Option<&'a [u8]> {
+        let inner = self.kind().filter(|kind| *kind == QUOTE).and_then(|_| self.text.get(self.at + 1..))?;
+        let length = inner.first_chunk().and_then(|word| first_end(*word)).or_else(|| run_length(inner))?;
+        let text = inner.get(..length).filter(|_| inner.get(length) == Some(&QUOTE))?;
+        self.at += length + 2;
+        Some(text)
     }
 
     fn escaped_pieces(&mut self, mut piece: impl FnMut(&[u8])) {
         let mut gathered = Gathered { bytes: [0; PIECE_BYTES], length: 0 };
+        let mut rest = self.rest();
         loop {
-            let end = if let Some((length, end)) = gathered.copy_short_run(self.rest()) {
-                self.at += length;
-                end
+            // Escapes come in rows.
+            let length = if rest.first() == Some(&ESCAPE) {
+                0
+            } else if let Some(length) = gathered.copy_short_run(rest) {
+                length
             } else {
-                let Some((text, end)) = self.run() else { return self.give_up() };
-                if text.len() > RUN_BYTES_MAX {
+                let Some(length) = run_length(rest) else { return self.give_up() };
+                let run = rest.get(..length).unwrap_or_default();
+                if length > RUN_BYTES_MAX {
                     gathered.give_on(&mut piece);
-                    piece(text);
+                    piece(run);
                 } else {
-                    gathered.push(text);
+                    gathered.push(run);
                 }
-                self.at += text.len();
-                end
+                length
             };
-            let (character, length) = match end {
-                QUOTE => break,
-                ESCAPE => unescape(self.rest()),
+            rest = rest.get(length..).unwrap_or_default();
+            let (character, length) = match rest.first() {
+                Some(&QUOTE) => break,
+                Some(&ESCAPE) => unescape(rest),
                 _ => (char::REPLACEMENT_CHARACTER, 1),
             };
             gathered.push_char(character);
-            self.at += length;
+            rest = rest.get(length..).unwrap_or_default();
             if gathered.length > PIECE_BYTES - RUN_BYTES_MAX - size_of::<char>() {
                 gathered.give_on(&mut piece);
             }
         }
-        self.at += 1;
         gathered.give_on(&mut piece);
+        self.at = self.text.len() - rest.len() + 1;
     }
+}
 
-    /// What stands here up to the next byte that is not simply itself, and that byte.
-    fn run(&self) -> Option<(&'a [u8], u8)> {
-        let rest = self.rest();
-        let (text, end) = rest.split_at(memchr3(QUOTE, ESCAPE, STRAY, rest)?);
-        Some((text, *end.first()?))
-    }
+/// Where the first byte is that is not simply itself.
+fn run_length(text: &[u8]) -> Option<usize> {
+    memchr3(QUOTE, ESCAPE, STRAY, text)
 }
 
 /// Short pieces of a text, put together.
@@ -93,14 +100,14 @@ impl Gathered {
         }
     }
 
-    /// Takes a run that is shorter than a word; returns its length and what it ends at. Between escapes that are close, it is
-    /// the calls that cost, not the bytes.
-    fn copy_short_run(&mut self, text: &[u8]) -> Option<(usize, u8)> {
+    /// Takes a run that is shorter than a word, and returns its length: between escapes that are close, it is the calls that
+    /// cost, not the bytes.
+    fn copy_short_run(&mut self, text: &[u8]) -> Option<usize> {
         let word = text.first_chunk()?;
         *self.bytes.get_mut(self.length..)?.first_chunk_mut()? = *word;
         let length = first_end(*word)?;
         self.length += length;
-        Some((length, *word.get(length)?))
+        Some(length)
     }
 
     fn give_on(&mut self, piece: &mut impl FnMut(&[u8])) {

@@ -23,7 +23,7 @@ const TOKEN_BYTES: usize = size_of::<u32>();
 pub struct Settings {
     /// With what blocks are keyed.
     pub secret: Secret,
-    /// The length of a block, at least [`TOKEN_BYTES`].
+    /// The length of a block, at least that of one token id: 4.
     pub block_bytes: usize,
     /// Blocks that get a key.
     pub blocks_max: usize,

@@ -9,8 +9,8 @@ use super::TOKEN_BYTES;
 use super::chain::Chain;
 use std::borrow::Cow;
 
-/// Does not occur in UTF-8, and is never given on by [`Json::pieces`].
-const MARK: u8 = 0xff;
+/// Does not occur in a text.
+const MARK: u8 = json::STRAY;
 /// What an image, or anything else that is no text, is rendered as: about 1024 tokens.
 const BLOB_BYTES: usize = 4096;
 /// Lists of parts within parts that are looked into: that of a message, and that of a tool's result in it.
