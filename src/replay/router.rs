@@ -264,6 +264,7 @@ fn balancer(fleet: &Fleet, balancing: Balancing) -> Balancer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::trace::BlockKey;
     use super::*;
 
     #[test]
@@ -272,6 +273,39 @@ mod tests {
             assert_eq!(Policy::of_name(name).unwrap().name(), name);
         }
         assert_eq!(Policy::of_name("fastest"), None);
+    }
+
+    #[test]
+    fn the_books_are_kept_as_the_gateway_keeps_them() {
+        let settings =
+            Settings { backends: 2, capacity_tokens: 10_000, offload_tokens: Some(20_000), seed: 0 };
+        let mut router = Router::new(Policy::Serving(config::Policy::Pmc), &settings, 100, 3);
+        let keys = (1..=10_u64).map(|key| BlockKey(key << 40 | key)).collect();
+        let (at, input_tokens, output_tokens) = (Duration::ZERO, 1050, 700);
+        let request = Request { at, input_tokens, output_tokens, keys, session: None, gap: None };
+        let booked = |router: &Router, backend: usize| {
+            let load = router.fleet.backends()[backend].load(router.epoch);
+            (load.requests, load.pending_tokens, router.blocks.tokens(backend))
+        };
+        assert_eq!(router.blocks.capacity(1), 20_000);
+        assert_eq!(router.route(0, &request, at, &[]), 0);
+        assert_eq!(booked(&router, 0), (1, 1050, 1000));
+        assert_eq!(router.route(1, &request, at, &[]), 1, "it would wait for the first one");
+        router.first_token(0, &request, at);
+        assert_eq!(booked(&router, 0), (1, 0, 1050));
+        assert_eq!(router.route(2, &request, at, &[]), 0);
+        assert_eq!(booked(&router, 0), (2, 50, 1050));
+        router.completed(0, &request, 0);
+        assert_eq!(booked(&router, 0), (1, 50, 1750));
+        assert_eq!(
+            router.trust.weight(0, Source::Shadow).to_bits(),
+            1.0_f64.to_bits(),
+            "nothing was predicted"
+        );
+        router.completed(2, &request, 0);
+        assert!(router.trust.weight(0, Source::Shadow) < 1.0, "the engine did not have it");
+        router.completed(1, &request, 0);
+        assert!(router.is_idle());
     }
 
     #[test]
