@@ -56,9 +56,10 @@ routing: tools ## first-token times and cache hits of policies, before eight sim
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages
-	cargo bench --bench micro --no-run
+	cargo bench --bench micro --bench routing --no-run
 	{ echo "# $$(git describe --always --dirty), $$(date -u +%F), $$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2-), load $$(cut -d' ' -f1 /proc/loadavg)"; \
-	  cargo bench --quiet --bench micro -- --output-format bencher 2>/dev/null | grep '^test'; } | tee benches/results/micro.txt
+	  cargo bench --quiet --bench micro --bench routing -- --output-format bencher 2>/dev/null | grep -E '^(test|#)'; } \
+	  | tee benches/results/micro.txt
 
 tools:
 	@.ci/install build

@@ -3,12 +3,18 @@
 //!
 //! Prompts are taken in turns from all those in the index, so that the larger index is not in the processor's caches.
 
-use criterion::{BatchSize, BenchmarkId, Criterion};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use kvway::app::App;
+use kvway::config::Config;
+use kvway::proxy::hint::{Hint, Why};
+use kvway::proxy::prompt;
 use kvway::state::blocks::{BlockKey, Blocks, Expected};
+use serde_json::json;
 use std::hint::black_box;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -24,7 +30,7 @@ const BLOCK_TOKENS: usize = 256;
 type Prompt = Arc<[BlockKey]>;
 
 /// The prompt with this number, of so many blocks, whose keys are spread as hashes are.
-fn prompt(number: usize, blocks: usize) -> Prompt {
+fn keys(number: usize, blocks: usize) -> Prompt {
     // After SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
     let spread = |block: usize| {
         let state = ((number * 512 + block) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -55,7 +61,7 @@ fn turns(count: usize) -> impl FnMut() -> usize {
 
 /// The stages of a prompt that is known, in an index of so many blocks: looked up, sent, first token back.
 fn known(criterion: &mut Criterion, backends: usize, kept: usize, length: usize) {
-    let prompts: Vec<_> = (0..kept / length).map(|number| prompt(number, length)).collect();
+    let prompts: Vec<_> = (0..kept / length).map(|number| keys(number, length)).collect();
     let blocks = fleet(backends, kept, &prompts);
     let mut next = turns(prompts.len());
     let mut group = criterion.benchmark_group(format!("blocks/{backends}-backends/{kept}"));
@@ -76,7 +82,7 @@ fn known(criterion: &mut Criterion, backends: usize, kept: usize, length: usize)
 
 /// A prompt that nobody knows, sent and confirmed where the cache is full: for each new block an old one goes.
 fn unknown(criterion: &mut Criterion, backends: usize, kept: usize, length: usize) {
-    let prompts: Vec<_> = (0..kept / length).map(|number| prompt(number, length)).collect();
+    let prompts: Vec<_> = (0..kept / length).map(|number| keys(number, length)).collect();
     let blocks = fleet(backends, kept, &prompts);
     for backend in 0..backends {
         blocks.set_capacity(backend, blocks.tokens(backend));
@@ -84,7 +90,7 @@ fn unknown(criterion: &mut Criterion, backends: usize, kept: usize, length: usiz
     let mut number = prompts.len();
     let mut new = || {
         number += 1;
-        (number % backends, prompt(number, length))
+        (number % backends, keys(number, length))
     };
     let mut group = criterion.benchmark_group(format!("blocks/{backends}-backends/{kept}"));
     group.bench_function(BenchmarkId::new("expect-and-confirm-new", length), |bencher| {
@@ -95,12 +101,64 @@ fn unknown(criterion: &mut Criterion, backends: usize, kept: usize, length: usiz
 
 /// A prompt that every backend holds, such as one that all requests begin with.
 fn held_by_all(criterion: &mut Criterion, backends: usize) {
-    let all = prompt(0, 128);
+    let all = keys(0, 128);
     let blocks = fleet(backends, 128 * backends, &vec![Arc::clone(&all); backends]);
     assert_eq!(blocks.held(&all), vec![128; backends]);
     criterion.bench_function(&format!("blocks/{backends}-backends/held-by-all/128"), |bencher| {
         bencher.iter(|| blocks.held(black_box(&all)));
     });
+}
+
+/// A chat of about `kib` KiB in turns of 1 KiB.
+fn chat(kib: usize) -> Vec<u8> {
+    let mut messages = vec![json!({"role": "system", "content": "You are a helpful assistant."})];
+    let text = "He said nothing, and went back to the long text that nobody has read to its end. ".repeat(12);
+    for turn in 0..kib {
+        let role = if turn % 2 == 0 { "user" } else { "assistant" };
+        messages.push(json!({"role": role, "content": format!("{turn} {text}")}));
+    }
+    let body = json!({"model": "meta-llama/Llama-3.1-8B-Instruct", "messages": messages, "stream": true});
+    body.to_string().into_bytes()
+}
+
+/// All that a body takes until its backend is chosen, in a fleet of which one backend holds the whole prompt and another one
+/// half of it, beside so many other blocks: read, cut into keyed blocks, matched, weighed.
+fn routed(criterion: &mut Criterion, backends: usize, kept: usize) {
+    let backend =
+        |n| format!("{{id: b{n}, address: \"127.0.0.1:{n}\", capacity_tokens: {}}}", 4 * kept * BLOCK_TOKENS);
+    let list: Vec<String> = (1..=backends).map(backend).collect();
+    let text = format!("log: {{access: \"off\"}}\nclusters: [{{name: a, backends: [{}]}}]", list.join(", "));
+    let app = App::new(Config::parse(&text, "bench", &|_| None).expect("a valid configuration"))
+        .expect("valid parts");
+    let (cluster, reading) = (&app.clusters()[0], app.reading());
+    for number in 0..kept / 128 {
+        cluster.blocks.expect(number % backends, &keys(number, 128), BLOCK_TOKENS).confirm();
+    }
+    let (hint, now) = (Hint::none(Why::Off), Instant::now());
+    let mut group = criterion.benchmark_group(format!("route/{backends}-backends/{kept}"));
+    for kib in [1, 16, 128, 512] {
+        let body = chat(kib);
+        let demand = |body: &[u8]| {
+            let prompt = prompt::parse(body, "/v1/chat/completions", &reading);
+            cluster.demand(&prompt, &hint, body.len())
+        };
+        let known = demand(&body);
+        cluster.blocks.expect(1, &known.keys, known.block_tokens).confirm();
+        let half = known.keys.iter().take(known.keys.len() / 2).copied().collect();
+        cluster.blocks.expect(2, &half, known.block_tokens).confirm();
+        let choose = |body: &[u8]| {
+            let demand = demand(body);
+            let candidates = cluster.candidates(&[], false, &demand, &hint, now);
+            cluster.choose(candidates, &hint, &[], 7)
+        };
+        assert_eq!(
+            choose(&body).peer.map(|peer| peer.index),
+            Some(usize::from(kib > 1)),
+            "where the prompt is"
+        );
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(format!("{kib}KiB"), |bencher| bencher.iter(|| choose(black_box(&body))));
+    }
 }
 
 /// Prints what a block takes: by the tables' own account, and by what the process takes more than before. As filled once,
@@ -117,11 +175,11 @@ fn memory() {
     let mut number = 0;
     for turn in [1, 8] {
         while number * length < turn * kept {
-            blocks.expect(number % backends, &prompt(number, length), BLOCK_TOKENS).confirm();
+            blocks.expect(number % backends, &keys(number, length), BLOCK_TOKENS).confirm();
             number += 1;
         }
         let count: usize = (0..backends).map(|backend| blocks.blocks(backend)).sum();
-        let (account, process) = (blocks.bytes() / count, (resident() - before) as usize / count);
+        let (account, process) = (blocks.bytes() / count, (resident() - before) / count as u64);
         let line = format!(
             "# {count} blocks filled {turn} times: {account} bytes each by account, {process} resident"
         );
@@ -142,6 +200,7 @@ fn main() {
                 known(&mut criterion, backends, kept, length);
             }
             unknown(&mut criterion, backends, kept, 128);
+            routed(&mut criterion, backends, kept);
         }
         held_by_all(&mut criterion, backends);
     }

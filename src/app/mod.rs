@@ -207,7 +207,8 @@ impl App {
     }
 
     /// Prompts are keyed where a cluster or the access log makes use of keys.
-    fn reading(&self) -> Reading {
+    #[must_use]
+    pub fn reading(&self) -> Reading {
         let on =
             || self.config.clusters.iter().map(|cluster| &cluster.kvcache).filter(|kvcache| kvcache.enabled);
         Reading {
