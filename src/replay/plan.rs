@@ -58,13 +58,6 @@ pub struct Watch<'a> {
     pub bar: &'a ProgressBar,
 }
 
-/// One thing to do, without the others.
-#[derive(Clone, Copy)]
-enum Job<'a> {
-    Replay(&'a Yardstick<'a>, f64, Policy),
-    Search(&'a Yardstick<'a>, Policy),
-}
-
 /// A trace, and what load 1 of it is.
 struct Yardstick<'a> {
     trace: &'a Trace,
@@ -72,11 +65,6 @@ struct Yardstick<'a> {
     saturated_rate: f64,
     /// Requests per second of the trace itself; infinite when all come at once.
     own_rate: f64,
-}
-
-enum Done {
-    Row(Box<Row>),
-    Found(Sustainable),
 }
 
 impl Plan {
@@ -139,21 +127,26 @@ impl Plan {
             let outcome = self.replay(trace, YARDSTICK, Arrivals::AllAtOnce, watch)?;
             Some(Yardstick { trace, saturated_rate: outcome.saturated_rate(), own_rate: own_rate(trace) })
         });
-        let jobs: Vec<Job<'_>> = self.jobs(&saturated).collect();
-        let done = in_parallel(&jobs, |job| match *job {
-            Job::Replay(of, load, policy) => self.row(of, load, policy, watch).map(Box::new).map(Done::Row),
-            Job::Search(of, policy) => self.search(of, policy, watch).map(Done::Found),
-        });
-        let mut results = Vec::new();
-        for (job, done) in jobs.iter().zip(done) {
-            match (*job, done) {
-                (_, Some(Done::Row(row))) => results.push(*row),
-                (Job::Search(of, policy), Some(Done::Found(found))) => {
-                    let same = |row: &&mut Row| row.trace == of.trace.name && row.policy == policy.name();
-                    results.iter_mut().filter(same).for_each(|row| row.sustain(found, of.saturated_rate));
-                }
-                _ => {}
-            }
+        let known = || saturated.iter().flatten();
+        let asked = known().flat_map(|of| self.loads.iter().map(move |&load| (of, load)));
+        let replays: Vec<_> = asked
+            .flat_map(|(of, load)| self.policies.iter().map(move |&policy| (of, load, policy)))
+            .collect();
+        let rows = in_parallel(&replays, |(of, load, policy)| self.row(of, *load, *policy, watch));
+        // The searches come last: what was asked for by name shall be there when it is interrupted.
+        let asked = known().filter(|of| self.ttft_p90_max_s.is_some() && of.can_be_stretched());
+        let searches: Vec<_> =
+            asked.flat_map(|of| self.policies.iter().map(move |&policy| (of, policy))).collect();
+        let found = in_parallel(&searches, |(of, policy)| self.search(of, *policy, watch));
+        let interrupted = saturated.iter().any(Option::is_none)
+            || rows.iter().any(Option::is_none)
+            || found.iter().any(Option::is_none);
+
+        let mut results: Vec<Row> = rows.into_iter().flatten().collect();
+        for ((of, policy), found) in searches.iter().zip(found) {
+            let Some(found) = found else { continue };
+            let same = |row: &&mut Row| row.trace == of.trace.name && row.policy == policy.name();
+            results.iter_mut().filter(same).for_each(|row| row.sustain(found, of.saturated_rate));
         }
         let told = self.traces.iter().zip(&saturated).map(|((trace, notes), yardstick)| Replayed {
             trace: trace.name.clone(),
@@ -164,16 +157,7 @@ impl Plan {
             notes: notes.clone(),
         });
         let setup = Setup::new(&self.settings, self.ttft_p90_max_s, self.spread);
-        Report::new(watch.stop.load(Ordering::Relaxed), setup, told.collect(), results)
-    }
-
-    /// Everything to do, the searches last: what was asked for by name shall be there when it is interrupted.
-    fn jobs<'a>(&'a self, yardsticks: &'a [Option<Yardstick<'a>>]) -> impl Iterator<Item = Job<'a>> {
-        let known = || yardsticks.iter().flatten();
-        let replay = move |of, load| self.policies.iter().map(move |&policy| Job::Replay(of, load, policy));
-        let replays = known().flat_map(move |of| self.loads.iter().flat_map(move |&load| replay(of, load)));
-        let asked = known().filter(|of| self.ttft_p90_max_s.is_some() && of.can_be_stretched());
-        replays.chain(asked.flat_map(|of| self.policies.iter().map(move |&policy| Job::Search(of, policy))))
+        Report::new(interrupted, setup, told.collect(), results)
     }
 
     fn row(&self, of: &Yardstick<'_>, load: f64, policy: Policy, watch: Watch<'_>) -> Option<Row> {

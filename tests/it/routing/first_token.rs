@@ -117,7 +117,7 @@ async fn streams_teach_when_a_prompt_that_nobody_sees_is_computed() {
     world.client = patient();
     teach(&world, &streamed(about(&text(1, 16 * KIB))), LONG).await;
     let rate = world.backend("vllm-0").prefill_rate().unwrap();
-    assert!((60.0..70.0).contains(&rate), "{rate}: 4096 tokens in a minute");
+    assert!((50.0..70.0).contains(&rate), "{rate}: 4096 tokens in a minute");
     let gates = hold_all(&world);
     let mut waiting = Waiting::default();
     waiting.send(&world, CHAT, &about(&text(2, 16 * KIB)), &gates[0], 1).await;
