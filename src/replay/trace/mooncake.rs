@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(known, BlockKey(0xe220_a839_7b1d_cdaf), "SplitMix64 with the seed 0");
         for shift in [0, 32, 58] {
             let mut counts = [0; 64];
-            (0..64_000).for_each(|id| counts[(key(id).0 >> shift) as usize % 64] += 1);
+            (0..64_000).for_each(|id| counts[usize::try_from(key(id).0 >> shift & 63).unwrap()] += 1);
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
             assert!(*least > 850 && *most < 1150, "{shift}: {least} to {most}");
         }
