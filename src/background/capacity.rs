@@ -94,7 +94,8 @@ impl CapacityService {
             let (cluster, backend) = (&self.fleet.cluster, &backend.id);
             tracing::debug!(cluster, backend, %error, "what an engine's cache holds is not known");
         }
-        let emptied = seen.lock().emptied(returns, &answer);
+        let mut seen = seen.lock();
+        let emptied = seen.emptied(returns, &answer);
         if let Some(cause) = emptied {
             self.blocks.clear(backend.index);
             self.metrics.cleared(cause);
@@ -104,7 +105,9 @@ impl CapacityService {
             Err(_) if emptied.is_some() => self.tell_sleep(backend, false),
             _ => {}
         }
-        *seen.lock() = Seen { read_at: Some(now), returns, said: answer.ok() };
+        // One that did not answer this time can be compared the next time, unless it counts as another already.
+        let known = seen.said.filter(|_| emptied.is_none());
+        *seen = Seen { read_at: Some(now), returns, said: answer.ok().or(known) };
     }
 
     /// Sets what the engine says that it holds, if that can be; what became of it.

@@ -212,6 +212,13 @@ async fn an_engine_that_has_counted_less_than_before_has_started_anew() {
         reading.after(PERIOD).await;
         assert_eq!(blocks(&reading.world), [left], "{tokens}");
     }
+    reading.fill().await;
+    reading.show("");
+    reading.after(PERIOD).await;
+    assert_eq!(blocks(&reading.world), [8], "it says nothing this time");
+    reading.show(&counted(4998));
+    reading.after(PERIOD).await;
+    assert_eq!(blocks(&reading.world), [0], "what it said before is remembered");
 }
 
 #[tokio::test]
