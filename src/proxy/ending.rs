@@ -104,7 +104,9 @@ impl RequestCtx {
             cluster.blocks.spend(candidate.index, count(self.observer.generated_tokens()));
         }
         let Some(usage) = usage else { return };
-        if let Some((prefix, tokens)) = self.prompt.prefix.as_ref().zip(usage.prompt_tokens) {
+        // Token ids say nothing of how many bytes of a text make a token.
+        let prefix = self.prompt.prefix.as_ref().filter(|prefix| prefix.tokens.is_none());
+        if let Some((prefix, tokens)) = prefix.zip(usage.prompt_tokens) {
             let model = self.prompt.model.as_deref().unwrap_or_default();
             cluster.ratios.learn(model, prefix.bytes, count(tokens));
         }

@@ -64,7 +64,7 @@ impl Blocks {
 
     /// How many of a prompt's blocks each backend holds from the first on without a gap, expected ones included; by index.
     ///
-    /// Takes time by the blocks that somebody holds, whatever the number of backends (up to 64, and again for each 64
+    /// Takes time by the blocks that somebody holds, whatever the number of backends (up to 32, and again for each 32
     /// more) and of blocks that are kept.
     #[must_use]
     pub fn held(&self, keys: &[BlockKey]) -> Vec<usize> {
