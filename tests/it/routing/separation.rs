@@ -113,3 +113,18 @@ async fn blocks_beyond_the_bound_are_counted_and_computed_wherever_they_go() {
     drop(gate);
     assert_eq!(waiting.join().await, [0]);
 }
+
+#[tokio::test]
+async fn texts_teach_how_many_tokens_a_byte_is_and_token_ids_do_not() {
+    let world = pmc(1).await;
+    let ratios = &cluster(&world).ratios;
+    ratios.learn("tiny", 1 << 20, 1 << 19);
+    let learned = ratios.get("tiny");
+    for (path, body, teaches) in
+        [(COMPLETIONS, completion_of_ids(1, 3000), false), (CHAT, about(&text(1, 8 * KIB)), true)]
+    {
+        served_by(post(&world, path, &body).await).await;
+        world.idle().await;
+        assert_eq!(ratios.get("tiny").to_bits() != learned.to_bits(), teaches, "{path}");
+    }
+}
