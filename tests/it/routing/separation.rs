@@ -116,7 +116,7 @@ async fn blocks_beyond_the_bound_are_counted_and_computed_wherever_they_go() {
 
 #[tokio::test]
 async fn texts_teach_how_many_tokens_a_byte_is_and_token_ids_do_not() {
-    let world = pmc(1).await;
+    let world = world(vec![caching()], "policy: pmc").await;
     let ratios = &cluster(&world).ratios;
     ratios.learn("tiny", 1 << 20, 1 << 19);
     let learned = ratios.get("tiny");
