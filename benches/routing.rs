@@ -125,7 +125,7 @@ fn chat(kib: usize) -> Vec<u8> {
 /// half of it, beside so many other blocks: read, cut into keyed blocks, matched, weighed.
 fn routed(criterion: &mut Criterion, backends: usize, kept: usize) {
     let backend =
-        |n| format!("{{id: b{n}, address: \"127.0.0.1:{n}\", capacity_tokens: {}}}", 4 * kept * BLOCK_TOKENS);
+        |n| format!("{{id: b{n}, address: \"127.0.0.1:{n}\", capacity_tokens: {}}}", 2 * kept * BLOCK_TOKENS);
     let list: Vec<String> = (1..=backends).map(backend).collect();
     let text = format!("log: {{access: \"off\"}}\nclusters: [{{name: a, backends: [{}]}}]", list.join(", "));
     let app = App::new(Config::parse(&text, "bench", &|_| None).expect("a valid configuration"))
