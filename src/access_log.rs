@@ -9,10 +9,11 @@ use crate::config;
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long a line may wait for company.
 const FLUSH_PERIOD: Duration = Duration::from_millis(100);
@@ -20,10 +21,11 @@ const FLUSH_PERIOD: Duration = Duration::from_millis(100);
 const BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What is told of a request.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Entry<'a> {
-    /// When it ended, RFC 3339 in UTC.
-    pub time: String,
+    /// When it ended; told as RFC 3339 in UTC, to the millisecond.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: SystemTime,
     /// Its id, taken from the client or made.
     pub request_id: &'a str,
     /// The client's address.
@@ -77,6 +79,10 @@ pub struct Entry<'a> {
     /// Pseudonyms of its blocks, from its start; as many as are told of one prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_keys: Option<&'a [Hex]>,
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
 /// Fields that the text form leaves out.
@@ -148,7 +154,7 @@ impl AccessLog {
         let mut buffer = shared.buffer.lock();
         let before = buffer.lines.len();
         let written = if self.json {
-            write_json(&mut buffer.lines, entry).is_ok()
+            Line(&mut buffer.lines).write(entry).is_ok()
         } else {
             write_text(&mut buffer.lines, entry).is_ok()
         };
@@ -197,6 +203,84 @@ fn write_lines(shared: &Shared, mut out: Box<dyn Write + Send>) {
             shared.written.notify_all();
             return;
         }
+    }
+}
+
+/// One line of JSON: what serde would make of an [`Entry`], in a fifth of the time, since names and most texts need no look.
+struct Line<'a>(&'a mut Vec<u8>);
+
+impl Line<'_> {
+    fn write(&mut self, entry: &Entry<'_>) -> serde_json::Result<()> {
+        let start = self.0.len();
+        self.shown("time", &humantime::format_rfc3339_millis(entry.time));
+        self.text("request_id", Some(entry.request_id))?;
+        match entry.client {
+            Some(client) => self.shown("client", &client),
+            None => self.text("client", None)?,
+        }
+        self.text("protocol", Some(entry.protocol))?;
+        self.text("method", Some(entry.method))?;
+        self.text("path", Some(entry.path))?;
+        self.value("status", &entry.status)?;
+        self.text("outcome", Some(entry.outcome))?;
+        self.text("cluster", entry.cluster)?;
+        self.text("model", entry.model)?;
+        self.text("backend", entry.backend)?;
+        self.text("reason", entry.reason)?;
+        self.text("hint", entry.hint)?;
+        self.value("matched_tokens", &entry.matched_tokens)?;
+        self.value("tries", &entry.tries)?;
+        self.value("retried", &entry.retried)?;
+        self.value("body_bytes", &entry.body_bytes)?;
+        self.value("answer_bytes", &entry.answer_bytes)?;
+        self.value("body_ms", &entry.body_ms)?;
+        self.value("first_token_ms", &entry.first_token_ms)?;
+        self.value("total_ms", &entry.total_ms)?;
+        self.value("prompt_tokens", &entry.prompt_tokens)?;
+        self.value("cached_tokens", &entry.cached_tokens)?;
+        self.value("completion_tokens", &entry.completion_tokens)?;
+        self.value("prefix_tokens", &entry.prefix_tokens)?;
+        self.value("block_tokens", &entry.block_tokens)?;
+        if let Some(keys) = entry.block_keys {
+            self.value("block_keys", &keys)?;
+        }
+        if let Some(comma) = self.0.get_mut(start) {
+            *comma = b'{';
+        }
+        self.0.push(b'}');
+        Ok(())
+    }
+
+    /// A name that needs no escapes, after the comma that it begins with.
+    fn name(&mut self, name: &'static str) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    fn text(&mut self, name: &'static str, text: Option<&str>) -> serde_json::Result<()> {
+        self.name(name);
+        match text {
+            Some(text) if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) => {
+                self.0.push(b'"');
+                self.0.extend_from_slice(text.as_bytes());
+                self.0.push(b'"');
+                Ok(())
+            }
+            other => write_json(self.0, &other),
+        }
+    }
+
+    fn value(&mut self, name: &'static str, value: &impl Serialize) -> serde_json::Result<()> {
+        self.name(name);
+        serde_json::to_writer(&mut *self.0, value)
+    }
+
+    /// What is shown without anything that would have to be escaped.
+    fn shown(&mut self, name: &'static str, value: &impl Display) {
+        self.name(name);
+        // A vector takes all that is written to it.
+        let _written = write!(self.0, "\"{value}\"");
     }
 }
 
@@ -254,8 +338,70 @@ mod tests {
     use super::*;
     use crate::config::{AccessLog as Format, Log};
 
+    fn entry<'a>() -> Entry<'a> {
+        Entry {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567),
+            request_id: "id",
+            client: None,
+            protocol: "HTTP/1.1",
+            method: "POST",
+            path: "/v1/chat/completions",
+            status: 200,
+            outcome: "complete",
+            cluster: None,
+            model: None,
+            backend: None,
+            reason: None,
+            hint: None,
+            matched_tokens: None,
+            tries: 1,
+            retried: &[],
+            body_bytes: 0,
+            answer_bytes: 0,
+            body_ms: 0.0,
+            first_token_ms: None,
+            total_ms: 0.5,
+            prompt_tokens: None,
+            cached_tokens: None,
+            completion_tokens: None,
+            prefix_tokens: None,
+            block_tokens: None,
+            block_keys: None,
+        }
+    }
+
+    #[test]
+    fn a_line_is_what_serde_makes_of_it() {
+        let full = Entry {
+            client: Some([10, 0, 0, 1].into()),
+            path: "/a\"\u{7f}\u{e9}\\",
+            cluster: Some("c"),
+            model: Some("org/\u{2028}m"),
+            backend: Some("b"),
+            reason: Some("cost"),
+            hint: Some("exact"),
+            matched_tokens: Some(1),
+            retried: &["stale", "connect"],
+            body_ms: 0.001,
+            first_token_ms: Some(1234.567),
+            prompt_tokens: Some(2),
+            cached_tokens: Some(3),
+            completion_tokens: Some(4),
+            prefix_tokens: Some(5),
+            block_tokens: Some(6),
+            block_keys: Some(&[Hex(1), Hex(2)]),
+            ..entry()
+        };
+        for entry in [entry(), full] {
+            let (mut line, mut by_serde) = (b"before".to_vec(), b"before".to_vec());
+            Line(&mut line).write(&entry).unwrap();
+            write_json(&mut by_serde, &entry).unwrap();
+            assert_eq!(String::from_utf8(line).unwrap(), String::from_utf8(by_serde).unwrap());
+        }
+    }
+
     fn lines(access: Format, path: &str) -> Vec<String> {
-        logged(access, &Entry { path, status: 200, retried: &["stale"], ..Entry::default() })
+        logged(access, &Entry { path, status: 200, retried: &["stale"], ..entry() })
     }
 
     fn logged(access: Format, entry: &Entry<'_>) -> Vec<String> {
@@ -293,7 +439,7 @@ mod tests {
             prefix_tokens: Some(7),
             block_tokens: Some(3),
             block_keys: Some(&blocks),
-            ..Entry::default()
+            ..entry()
         };
         let json = logged(Format::Json, &entry);
         assert!(json[0].len() < BUFFER_BYTES_MAX / 2, "{}", json[0].len());

@@ -13,6 +13,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use std::sync::OnceLock;
 
 /// Upper bounds, in seconds, for times from a connection on the same host to a long generation.
 const SECONDS: &[f64] = &[
@@ -75,12 +76,42 @@ pub struct Gauges {
     pub connections: prometheus::IntGauge,
 }
 
+/// The label of what is to be expected of an answer.
+const USUAL: &str = "200";
+
+/// A counter by its last label, of which the usual one is looked up once.
+#[derive(Clone)]
+struct ByOutcome {
+    all: IntCounterVec,
+    /// The labels before it.
+    labels: Vec<String>,
+    usual: OnceLock<IntCounter>,
+}
+
+impl ByOutcome {
+    fn new(all: &IntCounterVec, labels: &[&str]) -> Self {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        Self { all: all.clone(), labels, usual: OnceLock::new() }
+    }
+
+    fn inc(&self, outcome: &str) {
+        let find = || {
+            let labels: Vec<&str> = self.labels.iter().map(String::as_str).chain([outcome]).collect();
+            self.all.with_label_values(&labels)
+        };
+        if outcome == USUAL {
+            self.usual.get_or_init(find).inc();
+        } else {
+            find().inc();
+        }
+    }
+}
+
 /// The metrics of one backend, resolved once so that a request looks nothing up.
 #[derive(Clone)]
 pub struct BackendMetrics {
-    upstream_requests: IntCounterVec,
+    upstream_requests: ByOutcome,
     pixiu_requests: Option<IntCounter>,
-    labels: [String; 3],
     /// See [`Metrics::first_token_seconds`].
     pub first_token_seconds: Histogram,
     /// See [`Metrics::token_gap_seconds`].
@@ -90,8 +121,7 @@ pub struct BackendMetrics {
 impl BackendMetrics {
     /// Counts one try that ended with `outcome` (a status code or the kind of failure).
     pub fn tried(&self, outcome: &str) {
-        let [cluster, backend, address] = &self.labels;
-        self.upstream_requests.with_label_values(&[cluster, backend, address, outcome]).inc();
+        self.upstream_requests.inc(outcome);
         self.pixiu_requests.iter().for_each(IntCounter::inc);
     }
 }
@@ -99,6 +129,7 @@ impl BackendMetrics {
 /// The metrics of one cluster, resolved once.
 #[derive(Clone)]
 pub struct ClusterMetrics {
+    requests: ByOutcome,
     /// See [`Metrics::request_seconds`].
     pub request_seconds: Histogram,
     /// Tokens of prompts.
@@ -107,6 +138,13 @@ pub struct ClusterMetrics {
     pub cached_tokens: IntCounter,
     /// Tokens generated.
     pub completion_tokens: IntCounter,
+}
+
+impl ClusterMetrics {
+    /// Counts an answer to a client with this status.
+    pub fn answered(&self, status: &str) {
+        self.requests.inc(status);
+    }
 }
 
 impl Metrics {
@@ -203,9 +241,8 @@ impl Metrics {
     #[must_use]
     pub fn backend(&self, cluster: &str, id: &str, address: &str) -> BackendMetrics {
         BackendMetrics {
-            upstream_requests: self.upstream_requests.clone(),
+            upstream_requests: ByOutcome::new(&self.upstream_requests, &[cluster, id, address]),
             pixiu_requests: self.pixiu_requests.as_ref().map(|all| all.with_label_values(&[address])),
-            labels: [cluster.to_owned(), id.to_owned(), address.to_owned()],
             first_token_seconds: self.first_token_seconds.with_label_values(&[cluster, id]),
             token_gap_seconds: self.token_gap_seconds.with_label_values(&[cluster, id]),
         }
@@ -216,6 +253,7 @@ impl Metrics {
     pub fn cluster(&self, cluster: &str) -> ClusterMetrics {
         let tokens = |kind: &str| self.tokens.with_label_values(&[cluster, kind]);
         ClusterMetrics {
+            requests: ByOutcome::new(&self.requests, &[cluster]),
             request_seconds: self.request_seconds.with_label_values(&[cluster]),
             prompt_tokens: tokens("prompt"),
             cached_tokens: tokens("cached"),

@@ -3,13 +3,14 @@
 //! Called once per request by the spine. A body that is turned away is drained within bounds, so that a client which
 //! sends everything before it reads still sees the answer. Handing the body on is the business of [`super::replay`].
 
+use super::connection::Connection;
 use super::reject::Reject;
 use crate::config::{Limits, Timeouts};
 use crate::state::budget::{Budget, Share};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
 use pingora::protocols::http::ServerSession;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -45,14 +46,22 @@ pub async fn read(
     timeouts: &Timeouts,
     budget: &Arc<Budget>,
 ) -> Result<Body, Failure> {
-    let declared = declared_bytes(session);
+    let plain = Connection::of(session).and_then(|connection| Some((connection, connection.body_bytes()?)));
+    let plain = plain.map(|(connection, bytes)| (connection.clone(), bytes));
+    let declared = plain.as_ref().map_or_else(|| declared_bytes(session), |(_, bytes)| Some(*bytes));
     if declared.is_some_and(|bytes| bytes > limits.body_bytes_max) {
         return Err(Failure::Reject(Reject::body_too_large(limits.body_bytes_max)));
     }
     if expects_continue(session) {
         ask_for_body(session).await.map_err(|e| Failure::Broken(e.into_down()))?;
     }
-    let reading = collect(session, declared, limits.body_bytes_max, budget.share());
+    let body = Collected { all: BytesMut::new(), bytes_max: limits.body_bytes_max, share: budget.share() };
+    let reading = async {
+        match plain {
+            Some((connection, declared)) => collect_plain(&connection, declared, body).await,
+            None => collect(session, declared, body).await,
+        }
+    };
     match timeout(timeouts.body, reading).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(Failure::Reject(Reject::body_timeout())),
@@ -68,35 +77,71 @@ async fn ask_for_body(session: &mut ServerSession) -> Result<()> {
     asked
 }
 
-async fn collect(
-    session: &mut ServerSession,
-    declared: Option<usize>,
+/// What a body has been put together of so far, within its bounds.
+struct Collected {
+    all: BytesMut,
     bytes_max: usize,
-    mut share: Share,
-) -> Result<Body, Failure> {
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(chunk) = session.read_request_body().await.map_err(|e| Failure::Broken(e.into_down()))? {
-        if first.len() + all.len() + chunk.len() > bytes_max {
-            return Err(Failure::Reject(Reject::body_too_large(bytes_max)));
+    share: Share,
+}
+
+impl Collected {
+    /// Takes `bytes` more into account.
+    fn grow(&mut self, so_far: usize, bytes: usize) -> Result<(), Failure> {
+        if so_far + bytes > self.bytes_max {
+            return Err(Failure::Reject(Reject::body_too_large(self.bytes_max)));
         }
-        if !share.grow(chunk.len()) {
+        if !self.share.grow(bytes) {
             return Err(Failure::Reject(Reject::buffers_full()));
         }
-        if all.is_empty() && first.is_empty() {
+        Ok(())
+    }
+
+    fn into_body(self) -> Body {
+        Body { bytes: self.all.freeze(), share: self.share }
+    }
+}
+
+/// Straight from the connection, into the memory where it stays.
+async fn collect_plain(connection: &Connection, declared: usize, mut body: Collected) -> Result<Body, Failure> {
+    if let Some(bytes) = connection.take_body() {
+        body.grow(0, bytes.len())?;
+        return Ok(Body { bytes, share: body.share });
+    }
+    body.all.reserve(declared.min(*FIRST_ALLOCATION_BYTES.end()));
+    loop {
+        match connection.read_body(&mut body.all).await {
+            Ok(0) => return Ok(body.into_body()),
+            Ok(read) => body.grow(body.all.len() - read, read)?,
+            Err(error) => {
+                let error = Error::because(ErrorType::ConnectionClosed, "reading body", error);
+                return Err(Failure::Broken(error.into_down()));
+            }
+        }
+        if body.all.len() == body.all.capacity() {
+            let more = declared - body.all.len();
+            body.all.reserve(more.min(body.all.len()));
+        }
+    }
+}
+
+/// By way of Pingora: in chunks, or over HTTP/2.
+async fn collect(session: &mut ServerSession, declared: Option<usize>, mut body: Collected) -> Result<Body, Failure> {
+    let mut first = Bytes::new();
+    while let Some(chunk) = session.read_request_body().await.map_err(|e| Failure::Broken(e.into_down()))? {
+        body.grow(first.len() + body.all.len(), chunk.len())?;
+        if body.all.is_empty() && first.is_empty() {
             first = chunk;
             continue;
         }
-        if all.is_empty() {
-            all.reserve(
+        if body.all.is_empty() {
+            body.all.reserve(
                 declared.unwrap_or(0).clamp(*FIRST_ALLOCATION_BYTES.start(), *FIRST_ALLOCATION_BYTES.end()),
             );
-            all.extend_from_slice(&std::mem::take(&mut first));
+            body.all.extend_from_slice(&std::mem::take(&mut first));
         }
-        all.extend_from_slice(&chunk);
+        body.all.extend_from_slice(&chunk);
     }
-    let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok(Body { bytes, share })
+    if body.all.is_empty() { Ok(Body { bytes: first, share: body.share }) } else { Ok(body.into_body()) }
 }
 
 /// Reads and throws away what is left of a refused body, up to `bytes_max` bytes and for at most `time_max`.
@@ -104,10 +149,21 @@ pub async fn drain(session: &mut ServerSession, bytes_max: usize, time_max: Dura
     let deadline = Instant::now() + time_max;
     let mut bytes = 0;
     while bytes < bytes_max {
-        match timeout_at(deadline, session.read_request_body()).await {
-            Ok(Ok(Some(chunk))) => bytes += chunk.len(),
-            Ok(Ok(None) | Err(_)) | Err(_) => return,
+        match timeout_at(deadline, throw_away(session)).await {
+            Ok(Some(read)) => bytes += read,
+            Ok(None) | Err(_) => return,
         }
+    }
+}
+
+/// Throws away a part of the body; how many bytes, unless that was all.
+async fn throw_away(session: &mut ServerSession) -> Option<usize> {
+    match Connection::of(session).filter(|connection| connection.body_bytes().is_some()) {
+        Some(connection) => {
+            let mut scratch = BytesMut::with_capacity(*FIRST_ALLOCATION_BYTES.start());
+            connection.read_body(&mut scratch).await.ok().filter(|read| *read > 0)
+        }
+        None => session.read_request_body().await.ok().flatten().map(|chunk| chunk.len()),
     }
 }
 

@@ -23,8 +23,11 @@ impl RequestCtx {
             abort.cancel();
         }
         let total = self.started.elapsed();
-        let cluster_name = self.cluster.as_ref().map_or("", |cluster| cluster.name());
-        gateway.metrics.requests.with_label_values(&[cluster_name, status_label(status)]).inc();
+        let label = status_label(status);
+        match &self.cluster {
+            Some(cluster) => cluster.metrics.answered(label),
+            None => gateway.metrics.requests.with_label_values(&["", label]).inc(),
+        }
         let first_token = self.observer.first_token.map(|at| at.duration_since(self.started));
         if let (Some(metrics), Some(first_token)) = (self.backend_metrics(), first_token) {
             metrics.first_token_seconds.observe(first_token.as_secs_f64());
@@ -50,7 +53,7 @@ impl RequestCtx {
         let blocks = gateway.pseudonyms.as_ref().zip(prefix).map(|(names, prefix)| names.of(&prefix.keys));
         let backends = self.cluster.as_ref().map(|cluster| cluster.fleet.backends());
         gateway.access_log.write(&Entry {
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: SystemTime::now(),
             request_id: self.id_text(),
             client: self.client,
             protocol: protocol(request.version),

@@ -1,7 +1,8 @@
-//! What stands between the listener and the proxy: permits for connections, and the limits on headers.
+//! What stands between the listener and the proxy: permits for connections, and the wait for requests.
 //!
 //! Called by Pingora for each accepted connection. Bounded by `limits.connections_max` and
-//! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted. What a connection may do
+//! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted. Between two requests of
+//! HTTP/1 a connection waits here and not in Pingora, whose state of a request takes ten times the memory. What it may do
 //! before its request is known is the business of [`super::connection`].
 
 use super::Gateway;
@@ -9,14 +10,19 @@ use super::connection::{Connection, HeaderLimits};
 use crate::config::Limits;
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use pingora::apps::ServerApp;
-use pingora::protocols::Stream;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Ssl, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use prometheus::IntCounterVec;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What Pingora begins a connection with; the spine sets what is configured.
+const FIRST_KEEPALIVE_SECONDS: u64 = 60;
 
 /// Lets connections through to the proxy while permits last.
 pub struct Guard {
@@ -24,6 +30,8 @@ pub struct Guard {
     connections: Arc<Connections>,
     header_limits: HeaderLimits,
     refused: IntCounterVec,
+    /// Cancelled when connections at rest are to be closed.
+    closing: CancellationToken,
 }
 
 impl Guard {
@@ -35,7 +43,7 @@ impl Guard {
         header_limits: HeaderLimits,
         refused: IntCounterVec,
     ) -> Self {
-        Self { proxy, connections, header_limits, refused }
+        Self { proxy, connections, header_limits, refused, closing: CancellationToken::new() }
     }
 }
 
@@ -48,17 +56,58 @@ impl ServerApp for Guard {
         match self.connections.admit(client.map(std::net::SocketAddr::ip)) {
             Ok(_permit) => {
                 let connection = Connection::new(stream, self.header_limits.clone());
-                self.proxy.process_new(Box::new(connection), shutdown).await
+                self.serve(&connection, shutdown).await;
             }
-            Err(reason) => {
-                self.refused.with_label_values(&[reason]).inc();
-                None
-            }
+            Err(reason) => self.refused.with_label_values(&[reason]).inc(),
         }
+        None
     }
 
     async fn cleanup(&self) {
+        self.closing.cancel();
         self.proxy.cleanup().await;
+    }
+}
+
+impl Guard {
+    /// One request after the other, until the client leaves, a limit is reached or the process ends.
+    async fn serve(&self, connection: &Connection, shutdown: &ShutdownWatch) {
+        if self.may_speak_h2(connection).await {
+            self.proxy.process_new(Box::new(connection.clone()), shutdown).await;
+            return;
+        }
+        let mut settings = None;
+        while self.request_begins(connection).await {
+            let mut session = ServerSession::new_http1(Box::new(connection.clone()));
+            match settings.take() {
+                Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+                None => session.set_keepalive((!*shutdown.borrow()).then_some(FIRST_KEEPALIVE_SECONDS)),
+            }
+            let Some(reused) = self.proxy.process_new_http(session, shutdown).await else { return };
+            settings = reused.consume().1;
+        }
+    }
+
+    /// Whether Pingora is to find out which protocol this is.
+    async fn may_speak_h2(&self, connection: &Connection) -> bool {
+        if let Some(protocol) = connection.selected_alpn_proto() {
+            return protocol == ALPN::H2;
+        }
+        let h2c = self.proxy.server_options().is_some_and(|options| options.h2c);
+        h2c && connection.get_ssl_digest().is_none() && self.unless_closing(connection.begins_as_h2()).await
+    }
+
+    async fn request_begins(&self, connection: &Connection) -> bool {
+        self.unless_closing(connection.request_begins()).await
+    }
+
+    /// False when connections at rest are to be closed.
+    async fn unless_closing(&self, waiting: impl Future<Output = bool>) -> bool {
+        tokio::select! {
+            biased;
+            outcome = waiting => outcome,
+            () = self.closing.cancelled() => false,
+        }
     }
 }
 

@@ -50,6 +50,7 @@ use async_trait::async_trait;
 use body::Failure;
 use bytes::Bytes;
 use cluster::Cluster;
+use connection::Connection;
 use deadline::{Deadlines, Missed};
 use decision::Decision;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
@@ -182,6 +183,11 @@ impl Gateway {
         header.insert_header(CONTENT_LENGTH, body.len())?;
         header.insert_header(REQUEST_ID, ctx.id.clone())?;
         ctx.observer.header(&header);
+        let downstream = session.as_downstream_mut();
+        if Connection::of(downstream).is_some_and(|connection| connection.body_bytes() > Some(0)) {
+            // A body that nobody wants is in the way of the next request.
+            downstream.set_keepalive(None);
+        }
         session.write_response_header(Box::new(header), false).await?;
         session.write_response_body(Some(body), true).await
     }
@@ -385,7 +391,9 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
         ctx.give_back(session);
-        connection::set_in_request(session.as_downstream(), false);
+        if let Some(connection) = Connection::of(session.as_downstream()) {
+            connection.end_request();
+        }
         ctx.close_books(session, error, self);
     }
 

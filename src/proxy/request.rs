@@ -4,6 +4,7 @@
 //! holds (the place in flight, the share of the budget, the lease at a backend) is given back by being dropped.
 
 use super::cluster::{Choice, Cluster};
+use super::connection::Connection;
 use super::deadline::Missed;
 use super::decision::Decision;
 use super::demand::Demand;
@@ -15,7 +16,7 @@ use super::replay::Installed;
 use super::response::Observer;
 use super::retry::Cause;
 use super::upstream::Client;
-use super::{REQUEST_ID, connection, ending};
+use super::{REQUEST_ID, ending};
 use crate::config::{Limits, Timeouts};
 use crate::metrics::Metrics;
 use crate::state::blocks::Expected;
@@ -123,11 +124,14 @@ impl RequestCtx {
         self.tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let idle = timeouts.idle.as_secs().max(1);
         let downstream = session.as_downstream_mut();
-        connection::set_in_request(downstream, true);
+        let loose = Connection::of(downstream).is_some_and(|connection| {
+            connection.begin_request();
+            connection.is_loose()
+        });
+        downstream.set_pipelining_enabled(loose);
         // Off already for HTTP/1.0 and for a body that was framed twice.
         let keep = downstream.get_keepalive().is_some() && !lifecycle.is_ending();
         downstream.set_keepalive(keep.then_some(idle));
-        downstream.set_pipelining_enabled(true);
         downstream.set_read_timeout(Some(timeouts.body));
         downstream.set_write_timeout(Some(timeouts.between_bytes));
     }

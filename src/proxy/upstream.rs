@@ -159,8 +159,10 @@ pub fn strip_hop_by_hop(answer: &mut ResponseHeader) {
         }
         answer.remove_header(&CONNECTION);
     }
-    for name in HOP_BY_HOP {
-        answer.remove_header(name);
+    if answer.headers.keys().any(|name| HOP_BY_HOP.contains(&name.as_str())) {
+        for name in HOP_BY_HOP {
+            answer.remove_header(name);
+        }
     }
 }
 
