@@ -53,9 +53,9 @@ use std::time::Duration;
 /// arrive without a round trip per 64 KiB.
 const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Read ahead of a client, for as long as it is connected: enough for TLS and HTTP/2, while HTTP/1 does without. Pingora's
-/// own 64 KiB would be most of what a connection at rest costs.
-const DOWNSTREAM_READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Read ahead of a client of TLS, for as long as it is connected: enough for a record. Without TLS, [`Guard`] takes memory only
+/// while something of a request is there. Pingora's own 64 KiB would be most of what a connection at rest costs.
+const TLS_READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Connections to backends that are kept for reuse.
 const UPSTREAM_POOL_CONNECTIONS: usize = 512;
 /// Added to the grace period before Pingora's own, harder end, which the process does not wait for.
@@ -408,7 +408,8 @@ impl App {
             let name = if h2c { "proxy" } else { "proxy without h2c" };
             let mut service = Service::new(name.to_owned(), self.guard(conf, h2c));
             for listener in listeners {
-                let buffers = L4BufferSettings::default().read(DOWNSTREAM_READ_BUFFER_BYTES);
+                let read_ahead = if listener.tls.is_some() { TLS_READ_BUFFER_BYTES } else { 0 };
+                let buffers = L4BufferSettings::default().read(read_ahead);
                 let mut endpoint = ListenerConfig::tcp(listener.address.to_string()).l4_buffer(buffers);
                 if let Some(tls) = &listener.tls {
                     endpoint = endpoint.tls(tls_settings(tls)?);

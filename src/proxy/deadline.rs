@@ -97,15 +97,18 @@ impl Deadlines {
 
     /// Waits until a deadline is over. Safe to drop and call again.
     pub async fn missed(&mut self) -> Missed {
+        // While nothing is due, this is asked with every chunk of an answer: it does not look at the clock for that.
+        let (due, _) = self.due();
+        if due < self.timer.deadline() {
+            self.timer.as_mut().reset(due);
+        }
         loop {
+            self.timer.as_mut().await;
             let (due, missed) = self.due();
             if due <= Instant::now() {
                 return missed;
             }
-            if due < self.timer.deadline() || self.timer.is_elapsed() {
-                self.timer.as_mut().reset(due);
-            }
-            self.timer.as_mut().await;
+            self.timer.as_mut().reset(due);
         }
     }
 }

@@ -11,6 +11,7 @@ use super::head::{self, Head};
 use bytes::{Bytes, BytesMut};
 use pingora::protocols::Stream;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -22,7 +23,9 @@ use tokio_util::io::poll_read_buf;
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at once before it is known what it is: most heads, and short prompts with them. The memory is taken only
 /// while something is there.
-const READ_AHEAD_BYTES: usize = 8 * 1024;
+const READ_AHEAD_BYTES: usize = 4096;
+/// What is read of a request that comes before the one before it is answered; the rest waits in the socket.
+const PIPELINED_BYTES: usize = 512;
 /// What a refused client may still send before it is cut off.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -311,11 +314,14 @@ impl Wire {
         if !self.ahead.is_empty() {
             return Poll::Pending;
         }
-        match ready!(self.poll_ahead(cx)) {
-            Ok(0) => Poll::Ready(Ok(())),
-            Ok(_) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
+        let mut scratch = [MaybeUninit::uninit(); PIPELINED_BYTES];
+        let mut early = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut early))?;
+        if early.filled().is_empty() {
+            return Poll::Ready(Ok(()));
         }
+        self.ahead.extend_from_slice(early.filled());
+        Poll::Pending
     }
 
     /// The body, where all of it came with the head: nothing is copied.
