@@ -4,6 +4,7 @@
 //! anybody: so it keeps no stack (nesting costs nothing), copies nothing, and checks only what it needs to find its way.
 //! What it does not understand ends the reading.
 
+mod canonical;
 mod text;
 
 pub use text::STRAY;

@@ -9,10 +9,10 @@ use memchr::memchr3;
 const PIECE_BYTES: usize = 1024;
 
 /// Longer runs without an escape are given on as they stand.
-const RUN_BYTES_MAX: usize = 256;
+pub(super) const RUN_BYTES_MAX: usize = 256;
 
-const QUOTE: u8 = b'"';
-const ESCAPE: u8 = b'\\';
+pub(super) const QUOTE: u8 = b'"';
+pub(super) const ESCAPE: u8 = b'\\';
 /// A byte that does not occur in UTF-8, and in no piece.
 pub const STRAY: u8 = 0xff;
 
@@ -39,7 +39,7 @@ impl<'a> Json<'a> {
     }
 
     fn escaped_pieces(&mut self, mut piece: impl FnMut(&[u8])) {
-        let mut gathered = Gathered { bytes: [0; PIECE_BYTES], length: 0 };
+        let mut gathered = Gathered::new();
         let mut rest = self.rest();
         loop {
             // Escapes come in rows.
@@ -76,18 +76,26 @@ impl<'a> Json<'a> {
 }
 
 /// Where the first byte is that is not simply itself.
-fn run_length(text: &[u8]) -> Option<usize> {
+pub(super) fn run_length(text: &[u8]) -> Option<usize> {
     memchr3(QUOTE, ESCAPE, STRAY, text)
 }
 
 /// Short pieces of a text, put together.
-struct Gathered {
+pub(super) struct Gathered {
     bytes: [u8; PIECE_BYTES],
     length: usize,
 }
 
 impl Gathered {
-    fn push(&mut self, text: &[u8]) {
+    pub(super) fn new() -> Self {
+        Self { bytes: [0; PIECE_BYTES], length: 0 }
+    }
+
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.length + bytes <= PIECE_BYTES
+    }
+
+    pub(super) fn push(&mut self, text: &[u8]) {
         if let Some(place) = self.bytes.get_mut(self.length..self.length + text.len()) {
             place.copy_from_slice(text);
             self.length += text.len();
@@ -110,7 +118,7 @@ impl Gathered {
         Some(length)
     }
 
-    fn give_on(&mut self, piece: &mut impl FnMut(&[u8])) {
+    pub(super) fn give_on(&mut self, piece: &mut impl FnMut(&[u8])) {
         if self.length > 0 {
             piece(self.bytes.get(..self.length).unwrap_or_default());
             self.length = 0;
@@ -131,7 +139,7 @@ fn first_end(word: [u8; 8]) -> Option<usize> {
 
 /// The character that `text` begins with, written as an escape, and the length of the escape.
 #[inline]
-fn unescape(text: &[u8]) -> (char, usize) {
+pub(super) fn unescape(text: &[u8]) -> (char, usize) {
     let character = match text.get(1) {
         Some(b'b') => '\u{8}',
         Some(b'f') => '\u{c}',

@@ -177,7 +177,7 @@ impl Render {
 
     fn text(&mut self, json: &mut Json<'_>) {
         self.mark(b't');
-        json.pieces(|piece| self.chain.append(piece));
+        json.canonical(|piece| self.chain.append(piece));
     }
 
     pub(super) fn mark(&mut self, what: u8) {

@@ -1,0 +1,152 @@
+//! The text of a JSON string in the one form in which it could have been written: RFC 8785, 3.2.2.2, without the quotes.
+//!
+//! For whoever wants no more than its hash. Most strings are written so already, with an escape for what needs one and for
+//! nothing else; then they are given on as they stand, however many escapes they have.
+
+use super::Json;
+use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, run_length, unescape};
+
+/// The escapes of that form that are two bytes long, by their second.
+const SHORT: &[u8] = b"\"\\bfnrt";
+
+impl Json<'_> {
+    /// Reads the string that stands here. Two strings are given on in the same bytes, however they are cut, exactly if their
+    /// texts are the same. What is no UTF-8 stays as it is, but for [`super::STRAY`], which like half a surrogate pair becomes
+    /// U+FFFD.
+    pub fn canonical(&mut self, mut piece: impl FnMut(&[u8])) {
+        if !self.take(QUOTE) {
+            return self.give_up();
+        }
+        let text = self.rest();
+        let mut gathered = Gathered::new();
+        let (mut start, mut at) = (0, 0);
+        loop {
+            let Some(run) = text.get(at..).and_then(run_length) else { return self.give_up() };
+            at += run;
+            match text.get(at..at + 2) {
+                Some([ESCAPE, kind]) if SHORT.contains(kind) => {
+                    at += 2;
+                    continue;
+                }
+                _ => gathered.run(text.get(start..at).unwrap_or_default(), &mut piece),
+            }
+            let (character, length) = match text.get(at) {
+                Some(&QUOTE) => break,
+                Some(&ESCAPE) => unescape(text.get(at..).unwrap_or_default()),
+                _ => (char::REPLACEMENT_CHARACTER, 1),
+            };
+            write(character, &mut gathered, &mut piece);
+            at += length;
+            start = at;
+        }
+        gathered.give_on(&mut piece);
+        self.at += at + 1;
+    }
+}
+
+fn write(character: char, gathered: &mut Gathered, piece: &mut impl FnMut(&[u8])) {
+    let short = match character {
+        '"' => b"\\\"",
+        '\\' => b"\\\\",
+        '\u{8}' => b"\\b",
+        '\u{c}' => b"\\f",
+        '\n' => b"\\n",
+        '\r' => b"\\r",
+        '\t' => b"\\t",
+        '\0'..'\u{20}' => {
+            return gathered.run(format!("\\u{:04x}", u32::from(character)).as_bytes(), piece);
+        }
+        _ => return gathered.run(character.encode_utf8(&mut [0; 4]).as_bytes(), piece),
+    };
+    gathered.run(short, piece);
+}
+
+impl Gathered {
+    /// Adds `run`, or gives it on at once where it is long.
+    fn run(&mut self, run: &[u8], piece: &mut impl FnMut(&[u8])) {
+        if run.len() > RUN_BYTES_MAX {
+            self.give_on(piece);
+            piece(run);
+            return;
+        }
+        if !self.has_room_for(run.len()) {
+            self.give_on(piece);
+        }
+        self.push(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::STRAY;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(written: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        let mut json = Json::new(written);
+        json.canonical(|piece| text.extend_from_slice(piece));
+        assert!(json.is_broken() || json.rest().is_empty(), "{}", written.escape_ascii());
+        text
+    }
+
+    /// A text as JSON with all that can be written as an escape, by chance.
+    fn escaped(text: &str, chance: &[bool]) -> String {
+        let mut chance = chance.iter().cycle();
+        let plain = |c: char| serde_json::to_string(&c).unwrap().trim_matches('"').to_owned();
+        let unicode = |c: char| {
+            c.encode_utf16(&mut [0; 2]).iter().fold(String::new(), |all, unit| format!("{all}\\u{unit:04X}"))
+        };
+        let written = text.chars().map(|c| match (c, chance.next()) {
+            ('/', Some(true)) => "\\/".to_owned(),
+            ('"', Some(false)) => "\\\"".to_owned(),
+            (_, Some(true)) => unicode(c),
+            _ => plain(c),
+        });
+        format!("\"{}\"", written.collect::<String>())
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_what_serde_writes_however_it_was_written(
+            text in "([a-z]{250,260}|[\"/\\\\]|\\PC|[\u{0}-\u{20}]|é|\u{1f600}){0,40}",
+            chance in prop::collection::vec(any::<bool>(), 1..50),
+        ) {
+            // Which writes exactly the form of RFC 8785.
+            let canonical = serde_json::to_string(&text).unwrap();
+            let inner = canonical.get(1..canonical.len() - 1).unwrap().as_bytes();
+            prop_assert_eq!(read(canonical.as_bytes()), inner);
+            prop_assert_eq!(read(escaped(&text, &chance).as_bytes()), inner);
+        }
+
+        #[test]
+        fn a_string_that_does_not_end_ends_the_reading(text: String) {
+            let written = serde_json::to_string(&text).unwrap();
+            for length in 0..written.len() {
+                let mut json = Json::new(written.as_bytes().get(..length).unwrap());
+                json.canonical(|_| {});
+                prop_assert!(json.is_broken(), "{length} of {written}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_written_so_already_is_one_piece() {
+        let text = r#"say \"no\"\n\tand C:\\path "#.repeat(1000);
+        let mut pieces = Vec::new();
+        Json::new(format!("\"{text}\"").as_bytes()).canonical(|piece| pieces.push(piece.to_vec()));
+        assert_eq!(pieces, [text.into_bytes()]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced_as_elsewhere() {
+        for (written, text) in [
+            (&b"\"a\\ud83dx\""[..], "a\u{fffd}x"),
+            (b"\"\\x\\u12\"", "x\u{fffd}12"),
+            (b"\"\xff\\n\xff\"", "\u{fffd}\\n\u{fffd}"),
+        ] {
+            assert_eq!(read(written), text.as_bytes(), "{}", written.escape_ascii());
+        }
+        assert!(!read(b"\"\xff\xfe\"").contains(&STRAY));
+    }
+}
