@@ -149,9 +149,9 @@ pub(crate) fn kvway_with_lookups(post: &Post, admin: SocketAddr, lmcache: Socket
 }
 
 /// What SGLang's router is told on its command line: plain HTTP, no line in its log for each request.
-pub(crate) fn sglang_router(post: &Post, metrics: SocketAddr) -> Vec<String> {
-    let workers = post.engines.iter().map(|engine| format!("http://{engine}"));
-    let (host, port) = (post.listen.ip().to_string(), post.listen.port().to_string());
+pub(crate) fn sglang_router(at: &Post, metrics: SocketAddr) -> Vec<String> {
+    let workers = at.engines.iter().map(|engine| format!("http://{engine}"));
+    let (host, port) = (at.listen.ip().to_string(), at.listen.port().to_string());
     let metrics = metrics.port().to_string();
     let flags = [
         "--policy",

@@ -49,6 +49,12 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
     let settings = settings(compare)?;
     let wants = |part| compare.parts.contains(&part);
     process::adopt_orphans()?;
+    let files = process::raise_file_limit()?;
+    let connections = settings.idle_connections;
+    ensure!(
+        !wants(Part::IdleConnections) || connections as u64 + OTHER_FILES <= files,
+        "--idle-connections {connections} need more than the {files} files that a process may open here"
+    );
     let programs = Programs {
         nginx: compare.nginx.clone(),
         haproxy: compare.haproxy.clone(),
@@ -62,12 +68,6 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
         None
     };
     process::pin(settings.load_core)?;
-    let files = process::raise_file_limit()?;
-    let connections = settings.idle_connections;
-    ensure!(
-        !wants(Part::IdleConnections) || connections as u64 + OTHER_FILES <= files,
-        "--idle-connections {connections} need more than the {files} files that a process may open here"
-    );
     let largest = compare.body_bytes.iter().map(ByteSize::as_u64).max().unwrap_or_default();
     let mut stage = Stage::set(programs, &settings, usize::try_from(largest)?).await?;
     let measured = if wants(Part::Proxies) {
@@ -171,14 +171,14 @@ async fn measure(stage: &mut Stage, compare: &Compare, settings: &Settings) -> R
     }
     let mut measured = Measured::default();
     for (name, kind, workload) in workloads(compare, settings)? {
-        let rounds = rounds(stage, &mut targets, (&name, kind, &workload), settings).await?;
+        let case = (name.as_str(), kind, &workload);
+        let rounds = rounds(stage, &mut targets, case, settings, &mut measured.lookups).await?;
         measured.cases.push(Case::new(name, kind, workload, rounds));
     }
     for (target, start_kib) in targets.iter().zip(at_start) {
         if let Some((start_kib, end_kib)) = start_kib.zip(target.resident_kib()?) {
             measured.memory.push(Resident { target: target.contestant, start_kib, end_kib });
         }
-        measured.lookups.extend(target.hints().await?.unwrap_or_default());
     }
     Ok(measured)
 }
@@ -198,12 +198,13 @@ fn workloads(compare: &Compare, settings: &Settings) -> Result<Vec<(String, Kind
     Ok(workloads)
 }
 
-/// All rounds of one case; the first one warms up and is not kept.
+/// All rounds of one case; the first one warms up and is not kept. What became of lookups in the others is added to `lookups`.
 async fn rounds(
     stage: &mut Stage,
     targets: &mut [Running],
     (name, kind, workload): (&str, Kind, &Workload),
     settings: &Settings,
+    lookups: &mut BTreeMap<String, u64>,
 ) -> Result<Vec<(Contestant, Vec<Summary>)>> {
     let bytes = workload.requests(&authority(), &CHAT_PATH)?;
     let requests = Rc::new(Requests { bytes, stream: workload.stream, timeout: TIMEOUT });
@@ -215,6 +216,7 @@ async fn rounds(
     let window = Window { connections, limit };
     let mut rounds: Vec<(Contestant, Vec<Summary>)> =
         targets.iter().map(|target| (target.contestant, Vec::new())).collect();
+    let mut warm = BTreeMap::new();
     for number in 0..=settings.rounds {
         match number {
             0 => writeln!(stderr(), "{name}: warm-up")?,
@@ -231,8 +233,25 @@ async fn rounds(
             }
         }
         stage.check()?;
+        if number == 0 {
+            warm = hints(targets).await?;
+        }
+    }
+    for (outcome, count) in hints(targets).await? {
+        let before = warm.get(&outcome).copied().unwrap_or_default();
+        *lookups.entry(outcome).or_default() += count.saturating_sub(before);
     }
     Ok(rounds)
+}
+
+/// What became of the lookups of the one that makes any.
+async fn hints(targets: &[Running]) -> Result<BTreeMap<String, u64>> {
+    for target in targets {
+        if let Some(hints) = target.hints().await? {
+            return Ok(hints);
+        }
+    }
+    Ok(BTreeMap::new())
 }
 
 async fn window_of(target: &mut Running, window: &Window, requests: &Rc<Requests>) -> Result<Summary> {

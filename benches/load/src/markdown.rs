@@ -1,5 +1,6 @@
 //! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main`.
 //! `routing::table` draws with the same [`head`] and [`cell`].
+use std::collections::BTreeSet;
 use std::fmt::{Display, Error, Write};
 
 use bytesize::ByteSize;
@@ -36,7 +37,9 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
          Medians of the rounds, with the least and the most in brackets.",
         settings.rounds, settings.seconds, settings.settling_seconds, settings.connections, settings.seed
     )?;
-    let versions: Vec<&str> = report.versions.values().map(String::as_str).collect();
+    // HAProxy adds where it comes from; kvway is there several times.
+    let versions = report.versions.values().filter_map(|version| version.split(" - ").next());
+    let versions: Vec<&str> = versions.collect::<BTreeSet<_>>().into_iter().collect();
     writeln!(text, "Versions: {}.", versions.join(", "))?;
     for line in &report.skipped {
         writeln!(text, "Skipped: {line}.")?;

@@ -77,7 +77,7 @@ pub(crate) struct Report {
     pub(crate) settings: Settings,
     pub(crate) cases: Vec<Case>,
     pub(crate) memory: Vec<Resident>,
-    /// Requests of the one that asks LMCache, by what became of the lookup.
+    /// Requests of the one that asks LMCache, without those of warming up, by what became of the lookup.
     pub(crate) lookups: BTreeMap<String, u64>,
     /// Connections at rest.
     pub(crate) idle: Option<Idle>,
