@@ -1,7 +1,7 @@
 //! `kvway-bench`: load for LLM gateways, a comparison of what proxies cost, and one of what policies are worth.
 //!
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
-//! `measurement`; around it `contest` with `stage`, `contestant`, `configurations`, `readiness`, `process`, `cpu`, `memory`,
+//! `measurement`; around it `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`, `process`, `cpu`, `memory`,
 //! `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
@@ -38,6 +38,7 @@ mod process;
 mod readiness;
 mod report;
 mod routing;
+mod schedule;
 mod spread;
 mod stage;
 mod target;
