@@ -141,8 +141,7 @@ async fn rounds(
             0 => writeln!(stderr(), "{name}: warm-up")?,
             number => writeln!(stderr(), "{name}: round {number}/{}", settings.rounds)?,
         }
-        let first = number % targets.len();
-        for turn in (first..targets.len()).chain(0..first) {
+        for turn in turns(number, targets.len()) {
             let Some((target, (_, measured))) = targets.get_mut(turn).zip(rounds.get_mut(turn)) else {
                 continue;
             };
@@ -161,6 +160,11 @@ async fn rounds(
         *lookups.entry(outcome).or_default() += count.saturating_sub(before);
     }
     Ok(rounds)
+}
+
+/// The targets of a round in their order.
+fn turns(round: usize, targets: usize) -> impl Iterator<Item = usize> {
+    (0..targets).map(move |turn| (round + turn) % targets)
 }
 
 /// What became of the lookups of the one that makes any.
@@ -184,5 +188,16 @@ async fn window_of(target: &mut Running, window: &Window, requests: &Rc<Requests
             bail!("no request to {} succeeded: {error}", target.contestant)
         }
         _ => Ok(summary),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_round_begins_with_another_target_and_has_all_of_them() {
+        let rounds: Vec<Vec<usize>> = (0..4).map(|round| turns(round, 3).collect()).collect();
+        assert_eq!(rounds, [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
     }
 }
