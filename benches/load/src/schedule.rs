@@ -20,7 +20,7 @@ const QUICK_ROUNDS: usize = 3;
 const QUICK_SSE_EVENTS: u32 = 50;
 const QUICK_IDLE_ROUNDS: usize = 1;
 /// What the windows of a quick comparison share.
-const QUICK_BUDGET: Duration = Duration::from_secs(70);
+const QUICK_BUDGET: Duration = Duration::from_secs(55);
 /// The start of a window that is not counted: connections are made, pools fill.
 const SETTLING_MAX: Duration = Duration::from_millis(300);
 /// Of the filter off and on.
