@@ -44,10 +44,12 @@ check: tools ## format, lints, documentation, shipped configurations
 	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml conf/examples/lmcache.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
 	KVWAY_ADMIN_TOKEN=x VLLM_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
 
-bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the same mock engines (about 6 minutes)
+bench: tools ## what kvway costs beside nginx, HAProxy, bare Pingora and SGLang's router (about 11 minutes; QUICK=1: two)
 	@.ci/install nginx
+	@.ci/install haproxy
+	@.ci/install sglang-router
 	cargo build --release --workspace
-	target/release/kvway-bench compare-proxies --out benches/results/proxies.json \
+	target/release/kvway-bench compare-proxies $(if $(QUICK),--quick --out target/proxies-quick.json,--out benches/results/proxies.json) \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 routing: tools ## first-token times and cache hits of policies, before eight simulated engines (about 7 minutes)

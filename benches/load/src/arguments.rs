@@ -2,7 +2,7 @@
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::Uri;
 
 use crate::contestant::Contestant;
@@ -27,7 +27,7 @@ pub(crate) enum Command {
 }
 
 /// What every comparison needs: programs, and what is kept with the result.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Setup {
     /// Write the result to this file.
     #[arg(long, value_name = "FILE")]
@@ -121,23 +121,39 @@ pub(crate) struct Run {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// A part of `compare-proxies`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Every target under load.
+    Proxies,
+    /// The memory of connections at rest, of kvway and of bare Pingora.
+    IdleConnections,
+    /// kvway without and with its view of caches, before simulated engines.
+    Filter,
+}
+
 /// One core is the proxies', one is shared by the load and the engines.
 #[derive(Args)]
 pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) setup: Setup,
-    /// Under two minutes: 3 rounds of 1 s.
-    #[arg(long, conflicts_with_all = ["rounds", "duration"])]
+    /// Under two minutes: by default 3 rounds, of windows that share the time.
+    #[arg(long)]
     pub(crate) quick: bool,
+    /// What to measure.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["proxies", "idle-connections", "filter"])]
+    pub(crate) parts: Vec<Part>,
     /// What to compare.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["direct", "nginx", "bare-pingora", "kvway"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = [
+        "direct", "nginx", "haproxy", "bare-pingora", "kvway-off", "kvway", "kvway-lookup", "sglang-router"
+    ])]
     pub(crate) targets: Vec<Contestant>,
-    /// Counted rounds; one more comes first to warm up.
-    #[arg(long, default_value = "5")]
-    pub(crate) rounds: NonZeroUsize,
-    /// Length of one window.
-    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
-    pub(crate) duration: Duration,
+    /// Counted rounds; one more comes first to warm up. 5 by default.
+    #[arg(long)]
+    pub(crate) rounds: Option<NonZeroUsize>,
+    /// Length of one window; 2 s by default.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) duration: Option<Duration>,
     /// Sizes of the request bodies.
     #[arg(long, value_delimiter = ',', default_values = ["1KiB", "16KiB", "128KiB"])]
     pub(crate) body_bytes: Vec<ByteSize>,
@@ -147,12 +163,15 @@ pub(crate) struct Compare {
     /// How many different bodies of each size are sent in turn.
     #[arg(long, default_value_t = 200)]
     pub(crate) distinct: usize,
-    /// Events of one stream.
-    #[arg(long, default_value_t = 200)]
-    pub(crate) sse_events: u32,
+    /// Events of one stream; 200 by default, 50 in a quick comparison.
+    #[arg(long)]
+    pub(crate) sse_events: Option<u32>,
     /// Time between two events of a stream.
     #[arg(long, default_value_t = 2)]
     pub(crate) sse_gap_ms: u32,
+    /// Connections that rest at a proxy.
+    #[arg(long, default_value = "2000")]
+    pub(crate) idle_connections: NonZeroUsize,
     /// Core of the proxies; by default the first that may be used.
     #[arg(long)]
     pub(crate) proxy_core: Option<usize>,
@@ -162,6 +181,12 @@ pub(crate) struct Compare {
     /// nginx, if it is neither in the search path nor in /usr/sbin.
     #[arg(long, value_name = "FILE", default_value = "nginx")]
     pub(crate) nginx: PathBuf,
+    /// HAProxy, if it is neither in the search path nor in /usr/sbin.
+    #[arg(long, value_name = "FILE", default_value = "haproxy")]
+    pub(crate) haproxy: PathBuf,
+    /// SGLang's router; `make bench` installs it here.
+    #[arg(long, value_name = "FILE", default_value = ".venv-sglang/bin/sglang-router")]
+    pub(crate) sglang_router: PathBuf,
 }
 
 #[cfg(test)]

@@ -34,6 +34,12 @@ impl Connection {
         Self { address, socket: None, buffer: vec![0; READ_BYTES] }
     }
 
+    /// Whether it is open, and nothing came that nobody asked for. Needs a moment in which this task waited.
+    pub(crate) fn rests(&self) -> bool {
+        let read = self.socket.as_ref().map(|socket| socket.try_read(&mut [0]));
+        read.is_some_and(|read| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
+    }
+
     /// Sends requests until the recorder has no more turns.
     pub(crate) async fn drive(mut self, requests: Rc<Requests>, recorder: Rc<Recorder>) {
         while let Some(turn) = recorder.take_turn() {

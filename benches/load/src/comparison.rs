@@ -1,4 +1,4 @@
-//! Targets that were measured in the same rounds: their figures, and one divided by another, round by round.
+//! Targets that were measured in the same rounds: their figures, and one divided by another or less another, round by round.
 //!
 //! Used by the reports, for any kind of target `T` and any measurement `S` of one window. Pure.
 use std::collections::BTreeMap;
@@ -33,6 +33,14 @@ pub(crate) struct Ratio<T> {
     pub(crate) figures: BTreeMap<&'static str, Spread>,
 }
 
+/// One target less another, round by round.
+#[derive(Serialize)]
+pub(crate) struct Difference<T> {
+    pub(crate) of: T,
+    pub(crate) to: T,
+    pub(crate) figures: BTreeMap<&'static str, Spread>,
+}
+
 impl<T: Clone, S> Entry<T, S> {
     pub(crate) fn new(target: T, rounds: Vec<S>, figures: &[Figure<S>]) -> Self {
         let spread = |figure: &Figure<S>| Spread::of(values(&rounds, figure).into_iter().flatten());
@@ -50,6 +58,22 @@ impl<T: Clone, S> Entry<T, S> {
         };
         let figures = figures.into_iter().filter_map(|figure| Some((figure.key, spread(figure)?))).collect();
         Ratio { of: self.target.clone(), to: to.target.clone(), figures }
+    }
+
+    /// This target less another one of the same rounds.
+    pub(crate) fn minus<'a>(
+        &self,
+        to: &Self,
+        figures: impl IntoIterator<Item = &'a Figure<S>>,
+    ) -> Difference<T>
+    where
+        S: 'a,
+    {
+        let spread = |figure: &Figure<S>| {
+            Spread::of_differences(&values(&self.rounds, figure), &values(&to.rounds, figure))
+        };
+        let figures = figures.into_iter().filter_map(|figure| Some((figure.key, spread(figure)?))).collect();
+        Difference { of: self.target.clone(), to: to.target.clone(), figures }
     }
 }
 
@@ -73,6 +97,9 @@ mod tests {
         let ratio = slow.over(&fast, &FIGURES);
         assert_eq!((ratio.of, ratio.to), ("slow", "fast"));
         assert_eq!(ratio.figures["x"], Spread { median: 2.5, min: 2.0, max: 3.0 });
+        let difference = slow.minus(&fast, &FIGURES);
+        assert_eq!((difference.of, difference.to), ("slow", "fast"));
+        assert_eq!(difference.figures["x"], Spread { median: 4.0, min: 2.0, max: 6.0 });
         assert_eq!(slow.figures["x"], Spread { median: 9.0, min: 4.0, max: 100.0 });
     }
 }

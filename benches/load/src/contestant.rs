@@ -1,28 +1,51 @@
-//! The proxies that are compared, and how each is started: one worker, keep-alive to two engines, round robin.
+//! The proxies that are compared, and how each is started: one worker, keep-alive to two engines.
 //!
-//! Used by `contest`; `routing` finds the programs and configures kvway as it does. The configurations are the plainest that are fair; each is kept with the result.
+//! Used by `contest` and `idle`; `routing` finds the programs as it does. What is in their files is in `configurations`.
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, net::SocketAddr, process::Command};
+use std::{fmt, net::SocketAddr, process::Command};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::arguments::Setup;
+pub(crate) use crate::configurations::{Post, kvway, write};
+use crate::configurations::{haproxy, kvway_with_lookups, nginx, sglang_router};
+use crate::readiness::Readiness;
 use crate::{machine, process};
 
 /// One target of a comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Contestant {
     /// No proxy: connections go straight to the engines.
     Direct,
     /// nginx as a reverse proxy, unbuffered answers, no access log.
     Nginx,
+    /// HAProxy, one thread, no log.
+    Haproxy,
     /// A balancer that is nothing but Pingora.
     BarePingora,
-    /// kvway with its access log on.
+    /// kvway that looks at no prompt: round robin; access log and metrics on.
+    KvwayOff,
+    /// kvway as it comes, routing by what it sent where; access log and metrics on.
     Kvway,
+    /// The same, and LMCache is asked about each prompt.
+    KvwayLookup,
+    /// SGLang's router with its policy `cache_aware`.
+    SglangRouter,
+}
+
+impl Contestant {
+    /// Its name in files.
+    pub(crate) fn key(self) -> String {
+        self.to_string().to_lowercase().replace(' ', "-")
+    }
+
+    /// Whether it asks LMCache.
+    pub(crate) fn looks_up(self) -> bool {
+        self == Self::KvwayLookup
+    }
 }
 
 impl fmt::Display for Contestant {
@@ -30,8 +53,12 @@ impl fmt::Display for Contestant {
         formatter.write_str(match self {
             Self::Direct => "direct",
             Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
             Self::BarePingora => "bare Pingora",
+            Self::KvwayOff => "kvway-off",
             Self::Kvway => "kvway",
+            Self::KvwayLookup => "kvway-lookup",
+            Self::SglangRouter => "sglang-router",
         })
     }
 }
@@ -40,13 +67,16 @@ impl fmt::Display for Contestant {
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     pub(crate) mock_vllm: PathBuf,
+    pub(crate) mock_lmcache: PathBuf,
     pub(crate) nginx: PathBuf,
+    pub(crate) haproxy: PathBuf,
     pub(crate) bare_pingora: PathBuf,
     pub(crate) kvway: PathBuf,
+    pub(crate) sglang_router: PathBuf,
 }
 
 impl Programs {
-    /// What is not told is beside this program; nginx is in the search path.
+    /// What is not told is beside this program; programs of others are in the search path.
     pub(crate) fn find(setup: &Setup) -> Result<Self> {
         let own = std::env::current_exe().context("where this program is")?;
         let directory = match &setup.programs {
@@ -55,25 +85,24 @@ impl Programs {
         };
         Ok(Self {
             mock_vllm: setup.mock_vllm.clone().unwrap_or_else(|| directory.join("mock-vllm")),
+            mock_lmcache: directory.join("mock-lmcache"),
             nginx: "nginx".into(),
+            haproxy: "haproxy".into(),
             bare_pingora: directory.join("bare-pingora"),
             kvway: setup.kvway.clone().unwrap_or_else(|| directory.join("kvway")),
+            sglang_router: "sglang-router".into(),
         })
     }
 }
 
-/// What a proxy is to do.
-pub(crate) struct Post<'a> {
-    pub(crate) listen: SocketAddr,
-    pub(crate) engines: &'a [SocketAddr],
-    pub(crate) directory: &'a Path,
-    pub(crate) body_bytes_max: usize,
-}
-
-/// A program with its arguments, and the configuration file behind them.
+/// A program with its arguments, and the configuration behind them.
 pub(crate) struct Launch {
     pub(crate) command: Command,
-    pub(crate) configuration: Option<String>,
+    /// A file, or else the command line.
+    pub(crate) configuration: String,
+    pub(crate) readiness: Readiness,
+    /// Where it tells its metrics, if it does.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 impl Contestant {
@@ -82,40 +111,78 @@ impl Contestant {
         let (candidates, argument) = match self {
             Self::Direct => return None,
             Self::Nginx => (vec![programs.nginx.clone(), "/usr/sbin/nginx".into()], "-v"),
+            Self::Haproxy => (vec![programs.haproxy.clone(), "/usr/sbin/haproxy".into()], "-v"),
             Self::BarePingora => (vec![programs.bare_pingora.clone()], "--version"),
-            Self::Kvway => (vec![programs.kvway.clone()], "--version"),
+            Self::KvwayOff | Self::Kvway | Self::KvwayLookup => (vec![programs.kvway.clone()], "--version"),
+            Self::SglangRouter => (vec![programs.sglang_router.clone()], "--version"),
         };
         candidates
             .into_iter()
             .find_map(|program| machine::version(&program, argument).map(|version| (program, version)))
     }
 
-    /// How `program` is started to serve `post`.
-    pub(crate) fn launch(self, program: &Path, post: &Post) -> Result<Launch> {
+    /// How `program` is started to serve `post`; `lmcache` is for who asks it.
+    pub(crate) fn launch(
+        self,
+        program: &Path,
+        post: &Post,
+        lmcache: Option<SocketAddr>,
+    ) -> Result<Option<Launch>> {
         let mut command = Command::new(program);
-        let configuration = match self {
-            Self::Direct => None,
+        let mut readiness = Readiness::Listens(post.listen);
+        let mut admin = None;
+        let mut file = None;
+        match self {
+            Self::Direct => return Ok(None),
             Self::BarePingora => {
                 command.arg("--listen").arg(post.listen.to_string());
                 for engine in post.engines {
                     command.arg("--backend").arg(engine.to_string());
                 }
-                None
             }
             Self::Nginx => {
                 let text = nginx(post);
-                let file = write(post.directory, "nginx.conf", &text)?;
-                command.arg("-p").arg(post.directory).arg("-c").arg(file);
-                Some(text)
+                let path = write(post.directory, "nginx.conf", &text)?;
+                command.arg("-p").arg(post.directory).arg("-c").arg(path);
+                file = Some(text);
             }
-            Self::Kvway => {
-                let text = kvway(post, process::free_address()?, "policy: round_robin", "");
+            Self::Haproxy => {
+                let text = haproxy(post);
+                // Not in the background.
+                command.args(["-db", "-f"]).arg(write(post.directory, "haproxy.cfg", &text)?);
+                file = Some(text);
+            }
+            Self::KvwayOff | Self::Kvway | Self::KvwayLookup => {
+                let tells = process::free_address()?;
+                let text = match (self, lmcache) {
+                    (Self::KvwayOff, _) => kvway(post, tells, "policy: round_robin", ""),
+                    (Self::KvwayLookup, Some(lmcache)) => kvway_with_lookups(post, tells, lmcache),
+                    _ => kvway(post, tells, "policy: pmc", ""),
+                };
                 command.args(["run", "-c"]).arg(write(post.directory, "kvway.yaml", &text)?);
-                Some(text)
+                (file, admin) = (Some(text), Some(tells));
+                readiness = Readiness::Tells(tells, "/readyz");
             }
-        };
-        Ok(Launch { command, configuration })
+            Self::SglangRouter => {
+                command.arg("launch").args(sglang_router(post, process::free_address()?));
+                command.env(SGLANG_THREADS.0, SGLANG_THREADS.1);
+                readiness = Readiness::Tells(post.listen, "/readiness");
+            }
+        }
+        let configuration = file.unwrap_or_else(|| command_line(&command));
+        Ok(Some(Launch { command, configuration, readiness, admin }))
     }
+}
+
+/// It has no flag for its threads; this variable is that of the runtime which it is built on.
+const SGLANG_THREADS: (&str, &str) = ("TOKIO_WORKER_THREADS", "1");
+
+fn command_line(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let variables = variables.map(|(name, value)| format!("{}={} ", name.display(), value.display()));
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let arguments = command.get_args().map(|argument| format!(" {}", argument.display()));
+    format!("{}{}{}", variables.collect::<String>(), program.display(), arguments.collect::<String>())
 }
 
 /// How a mock engine is started.
@@ -143,104 +210,89 @@ pub(crate) fn engine(
     command
 }
 
-/// Writes a configuration.
-pub(crate) fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| path.display().to_string())?;
-    Ok(path)
-}
-
-/// Bodies stay in memory and answers are passed on as they come; connections are never recycled by their age.
-fn nginx(post: &Post) -> String {
-    let servers: Vec<String> =
-        post.engines.iter().map(|engine| format!("        server {engine};\n")).collect();
-    let servers = servers.concat();
-    format!(
-        "daemon off;
-worker_processes 1;
-pid nginx.pid;
-error_log nginx.log warn;
-events {{
-    worker_connections 1024;
-}}
-http {{
-    access_log off;
-    client_body_temp_path body_temp;
-    proxy_temp_path proxy_temp;
-    fastcgi_temp_path fastcgi_temp;
-    uwsgi_temp_path uwsgi_temp;
-    scgi_temp_path scgi_temp;
-    client_body_buffer_size {body_bytes};
-    client_max_body_size {body_bytes};
-    keepalive_requests 1000000000;
-    tcp_nodelay on;
-    upstream engines {{
-{servers}        keepalive 128;
-        keepalive_requests 1000000000;
-    }}
-    server {{
-        listen {listen};
-        location / {{
-            proxy_pass http://engines;
-            proxy_http_version 1.1;
-            proxy_set_header Connection \"\";
-            proxy_buffering off;
-        }}
-    }}
-}}
-",
-        body_bytes = post.body_bytes_max * 2,
-        listen = post.listen,
-    )
-}
-
-/// Production's defaults but for one worker, these keys of the cluster, and these of each backend.
-pub(crate) fn kvway(post: &Post, admin: SocketAddr, cluster: &str, backend: &str) -> String {
-    let numbered = post.engines.iter().enumerate();
-    let backends: Vec<String> = numbered
-        .map(|(number, engine)| format!("      - {{id: vllm-{number}, address: \"{engine}\"{backend}}}\n"))
-        .collect();
-    let backends = backends.concat();
-    format!(
-        "server:
-  threads: 1
-  grace_period: 1s
-  upgrade_socket: {directory}/upgrade.sock
-listeners:
-  - address: {listen}
-admin:
-  address: {admin}
-log:
-  access: json
-  file: {directory}/kvway.log
-clusters:
-  - name: engines
-    {cluster}
-    backends:
-{backends}",
-        directory = post.directory.display(),
-        listen = post.listen,
-    )
+/// How a mock LMCache is started, for which the first engine has everything.
+pub(crate) fn lmcache(program: &Path, listen: SocketAddr) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--no-record", "--workers", "1", "--prefer", "vllm-0", "--listen"]).arg(listen.to_string());
+    command
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    fn post(engines: &[SocketAddr]) -> Post<'_> {
+    const ENGINES: [&str; 2] = ["127.0.0.1:1001", "127.0.0.1:1002"];
+
+    fn launch(contestant: Contestant, lmcache: Option<SocketAddr>) -> Launch {
+        let directory = tempfile::tempdir().unwrap();
+        let engines = ENGINES.map(|engine| engine.parse().unwrap());
         let listen = "127.0.0.1:8080".parse().unwrap();
-        Post { listen, engines, directory: Path::new("/tmp/bench"), body_bytes_max: 1000 }
+        let post = Post { listen, engines: &engines, directory: directory.path(), body_bytes_max: 1000 };
+        let launch = contestant.launch(Path::new("/opt/proxy"), &post, lmcache).unwrap().unwrap();
+        // What is kept is what the program reads.
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        for file in files {
+            assert_eq!(fs::read_to_string(file.unwrap().path()).unwrap(), launch.configuration);
+        }
+        launch
+    }
+
+    fn proxies() -> impl Iterator<Item = Contestant> {
+        Contestant::value_variants().iter().copied().filter(|it| *it != Contestant::Direct)
     }
 
     #[test]
-    fn every_engine_is_in_every_configuration() {
-        let engines: [SocketAddr; 2] = ["127.0.0.1:1001".parse().unwrap(), "127.0.0.1:1002".parse().unwrap()];
-        let nginx = nginx(&post(&engines));
-        assert!(nginx.contains("server 127.0.0.1:1001;") && nginx.contains("server 127.0.0.1:1002;"));
-        assert!(nginx.contains("listen 127.0.0.1:8080;") && nginx.contains("client_max_body_size 2000;"));
-        let kvway = kvway(&post(&engines), "127.0.0.1:9090".parse().unwrap(), "policy: pmc", ", weight: 2");
-        assert!(kvway.contains("{id: vllm-0, address: \"127.0.0.1:1001\", weight: 2}"));
-        assert!(kvway.contains("\n    policy: pmc\n"));
-        assert!(kvway.contains("{id: vllm-1, address: \"127.0.0.1:1002\", weight: 2}"));
+    fn every_engine_and_the_address_are_in_every_configuration() {
+        for contestant in proxies() {
+            let text = launch(contestant, None).configuration;
+            for engine in ENGINES {
+                assert!(text.contains(engine), "{contestant}: {text}");
+            }
+            assert!(text.contains("8080"), "{contestant}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_proxy_has_one_worker() {
+        use Contestant as It;
+        for (contestant, told) in [
+            (It::Nginx, "worker_processes 1;"),
+            (It::Haproxy, "nbthread 1\n"),
+            (It::KvwayOff, "threads: 1\n"),
+            (It::Kvway, "threads: 1\n"),
+            (It::KvwayLookup, "threads: 1\n"),
+            (It::SglangRouter, "TOKIO_WORKER_THREADS=1 proxy launch --worker-urls http://127.0.0.1:1001"),
+        ] {
+            let text = launch(contestant, None).configuration;
+            assert!(text.contains(told), "{contestant}: {text}");
+        }
+    }
+
+    #[test]
+    fn kvway_differs_in_its_policy_and_its_lookups_only() {
+        let text = |contestant| {
+            let lmcache = Some("127.0.0.1:9000".parse().unwrap());
+            let text = launch(contestant, lmcache).configuration;
+            // Its folder and the port that tells its metrics are its own.
+            let own =
+                |line: &&str| ["upgrade_socket:", "  file:", "admin:"].iter().any(|key| line.contains(key));
+            let mut lines: Vec<_> = text.lines().filter(|line| !own(line)).map(str::to_owned).collect();
+            lines.remove(lines.iter().rposition(|line| line.starts_with("  address:")).unwrap());
+            lines
+        };
+        let (off, on) = (text(Contestant::KvwayOff), text(Contestant::Kvway));
+        let as_on = off.iter().map(|line| line.replace("policy: round_robin", "policy: pmc"));
+        assert!(as_on.eq(on.iter().cloned()), "{off:?}");
+        let lookup = text(Contestant::KvwayLookup);
+        assert!(lookup.starts_with(&on), "{lookup:?}");
+        let rest = lookup[on.len()..].concat();
+        for told in ["enabled: true", "http://127.0.0.1:9000", "vllm_endpoint: http://127.0.0.1:1001"] {
+            assert!(rest.contains(told), "{rest}");
+        }
+        for lines in [off, on, lookup] {
+            assert!(lines.concat().contains("access: json"), "{lines:?}");
+        }
     }
 }

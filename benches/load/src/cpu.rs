@@ -39,14 +39,7 @@ impl Spent {
 impl CpuMeter {
     /// The tree below `root` as it is now; processes started later are not seen.
     pub(crate) fn of_tree(root: i32) -> Result<Self> {
-        let mut parents = Vec::new();
-        for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
-            // A process may end while we look: then it has no line.
-            let line = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            parents.extend(parent(&line));
-        }
-        ensure!(parents.iter().any(|(pid, _)| *pid == root), "there is no process {root}");
-        Ok(Self { pids: tree(root, &parents), cores: None })
+        Ok(Self { pids: tree_of(root)?, cores: None })
     }
 
     /// Also measures what others do on `core`.
@@ -114,6 +107,18 @@ fn busy(stat: &str, cores: &str) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
+/// `root` and all processes below it as they are now.
+pub(crate) fn tree_of(root: i32) -> Result<Vec<i32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+        // A process may end while we look: then it has no line.
+        let line = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        parents.extend(parent(&line));
+    }
+    ensure!(parents.iter().any(|(pid, _)| *pid == root), "there is no process {root}");
+    Ok(tree(root, &parents))
+}
+
 /// Process and parent of one line of /proc/PID/stat; the command between them may hold anything.
 fn parent(line: &str) -> Option<(i32, i32)> {
     let (pid, rest) = line.split_once(" (")?;
@@ -162,6 +167,33 @@ mod tests {
         let before = meter.read().unwrap();
         let work: u64 = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
         assert!(meter.read().unwrap().own > before.own, "{work}");
+    }
+
+    /// User and system time as the kernel shows them, in whole ticks each.
+    fn ticked(pid: i32) -> Duration {
+        let line = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, fields) = line.rsplit_once(") ").unwrap();
+        let ticks: u64 = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
+    }
+
+    #[test]
+    fn the_clock_tells_what_the_ticks_of_all_threads_tell_and_more_finely() {
+        let pid = Pid::this().as_raw();
+        let meter = CpuMeter::of_tree(pid).unwrap();
+        let work = || {
+            let end = meter.read().unwrap().own + Duration::from_millis(50);
+            while meter.read().unwrap().own < end {}
+        };
+        // One of them has ended when the ticks are read.
+        std::thread::scope(|scope| drop([scope.spawn(work), scope.spawn(work)]));
+        let (before, ticked, after) = (meter.read().unwrap(), ticked(pid), meter.read().unwrap());
+        let tick = Duration::from_millis(1000 / TICKS_PER_SECOND);
+        assert!(
+            ticked + 3 * tick >= before.own && ticked <= after.own + tick,
+            "{before:?} {ticked:?} {after:?}"
+        );
+        assert!(before.own.as_nanos() % tick.as_nanos() != 0, "{before:?}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `kvway-bench`: load for LLM gateways, a comparison of what proxies cost, and one of what policies are worth.
 //!
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
-//! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`, `comparison`,
-//! `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
+//! `measurement`; around it `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`, `process`, `cpu`, `memory`,
+//! `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path, rc::Rc};
@@ -24,16 +24,23 @@ mod answer;
 mod arguments;
 mod client;
 mod comparison;
+mod configurations;
 mod contest;
 mod contestant;
 mod cpu;
+mod goals;
+mod idle;
 mod machine;
 mod markdown;
 mod measurement;
+mod memory;
 mod process;
+mod readiness;
 mod report;
 mod routing;
+mod schedule;
 mod spread;
+mod stage;
 mod target;
 mod window;
 mod workload;

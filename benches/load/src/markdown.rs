@@ -1,10 +1,16 @@
 //! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main`.
 //! `routing::table` draws with the same [`head`] and [`cell`].
+use std::collections::BTreeSet;
 use std::fmt::{Display, Error, Write};
 
+use bytesize::ByteSize;
+
+use crate::contestant::Contestant;
 use crate::measurement::Summary;
-use crate::report::{Case, Report};
+use crate::memory::mib;
+use crate::report::{CPU_PER_EVENT, CPU_PER_REQUEST, Case, FLOOR, Kind, P50, Report};
 use crate::spread::Spread;
+use crate::{idle, routing};
 
 /// Above this share of other work on the proxy's core, latencies say little and even CPU times rise.
 pub(crate) const FOREIGN_PERCENT_MAX: f64 = 5.0;
@@ -27,11 +33,13 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
     )?;
     writeln!(
         text,
-        "{} interleaved rounds of {} s, {} connections, two mock engines, seed {}. \
+        "{} interleaved rounds of {:.2} s after {:.2} s of settling, {} connections, two mock engines, seed {}. \
          Medians of the rounds, with the least and the most in brackets.",
-        settings.rounds, settings.seconds, settings.connections, settings.seed
+        settings.rounds, settings.seconds, settings.settling_seconds, settings.connections, settings.seed
     )?;
-    let versions: Vec<&str> = report.versions.values().map(String::as_str).collect();
+    // HAProxy adds where it comes from; kvway is there several times.
+    let versions = report.versions.values().filter_map(|version| version.split(" - ").next());
+    let versions: Vec<&str> = versions.collect::<BTreeSet<_>>().into_iter().collect();
     writeln!(text, "Versions: {}.", versions.join(", "))?;
     for line in &report.skipped {
         writeln!(text, "Skipped: {line}.")?;
@@ -39,7 +47,15 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
     for case in &report.cases {
         measured(&mut text, case)?;
         ratios(&mut text, case)?;
+        added(&mut text, case)?;
     }
+    resting(&mut text, report)?;
+    if let Some(filter) = &report.filter {
+        writeln!(text, "\n{}", routing::table(filter)?.trim_end())?;
+    }
+    overview(&mut text, report)?;
+    judged(&mut text, report)?;
+    lookups(&mut text, report)?;
     foreign(&mut text, report)?;
     Ok(text)
 }
@@ -79,6 +95,106 @@ fn ratios(text: &mut String, case: &Case) -> Result<(), Error> {
         writeln!(text)?;
     }
     Ok(())
+}
+
+fn added(text: &mut String, case: &Case) -> Result<(), Error> {
+    if case.added.is_empty() {
+        return Ok(());
+    }
+    writeln!(text)?;
+    head(text, "added", ["p50 µs"].into_iter())?;
+    for difference in &case.added {
+        write!(text, "| {} - {} |", difference.of, difference.to)?;
+        cell(text, difference.figures.get(P50), 0, true)?;
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+fn resting(text: &mut String, report: &Report) -> Result<(), Error> {
+    let Some(idle) = &report.idle else {
+        return Ok(());
+    };
+    writeln!(text, "\n## {} connections at rest\n", idle.connections)?;
+    head(text, "target", idle::FIGURES.iter().map(|figure| figure.title))?;
+    for entry in &idle.targets {
+        write!(text, "| {} |", entry.target)?;
+        for figure in &idle::FIGURES {
+            cell(text, entry.figures.get(figure.key), figure.decimals, true)?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+/// All contestants on one page: CPU time, what is added to the latency, and memory.
+fn overview(text: &mut String, report: &Report) -> Result<(), Error> {
+    let shown = |case: &&Case| case.kind != Kind::Alone;
+    let cases = report.cases.iter().filter(shown).chain(report.cases.iter().filter(|it| !shown(it)));
+    let cases: Vec<&Case> = cases.collect();
+    let Some(first) = cases.first() else {
+        return Ok(());
+    };
+    writeln!(text, "\n# CPU time per request and per event, latency on one connection, memory\n")?;
+    let title = |case: &&Case| match case.kind {
+        Kind::Answers => format!("{:.0}", ByteSize::b(case.workload.body_bytes as u64)),
+        Kind::Streams => "per SSE event".to_owned(),
+        Kind::Alone => "added p50".to_owned(),
+    };
+    head(text, "", cases.iter().map(title).chain(["memory".to_owned()]))?;
+    let proxies = first.targets.iter().map(|entry| entry.target).filter(|it| *it != Contestant::Direct);
+    for target in proxies {
+        write!(text, "| {target} |")?;
+        for case in &cases {
+            let entry = case.entry(target);
+            let figure = |key| entry.and_then(|entry| entry.figures.get(key));
+            let (spread, decimals) = match case.kind {
+                Kind::Answers => (figure(CPU_PER_REQUEST), 1),
+                Kind::Streams => (figure(CPU_PER_EVENT), 2),
+                Kind::Alone => {
+                    let added = case.added.iter().find(|it| it.of == target);
+                    (added.and_then(|it| it.figures.get(P50)), 0)
+                }
+            };
+            match spread {
+                Some(spread) => write!(text, " {:.decimals$} µs |", spread.median)?,
+                None => write!(text, " – |")?,
+            }
+        }
+        match report.memory.iter().find(|it| it.target == target) {
+            Some(memory) => {
+                writeln!(text, " {:.1} → {:.1} MiB |", mib(memory.start_kib), mib(memory.end_kib))?;
+            }
+            None => writeln!(text, " – |")?,
+        }
+    }
+    writeln!(text, "\nadded p50: beyond {FLOOR}; memory: when ready → after all requests.")
+}
+
+fn judged(text: &mut String, report: &Report) -> Result<(), Error> {
+    writeln!(text, "\n# Goals\n")?;
+    head(text, "goal", ["at most", "measured", ""].into_iter())?;
+    for goal in &report.goals {
+        let amount = |value: f64| format!("{value:.2} {}", goal.unit).trim_end().to_owned();
+        let measured = goal.measured.map_or("–".to_owned(), amount);
+        let verdict = match goal.met {
+            Some(true) => "pass",
+            Some(false) => "FAIL",
+            None => "not measured",
+        };
+        writeln!(text, "| {} | {} | {measured} | {verdict} |", goal.name, amount(goal.at_most))?;
+    }
+    Ok(())
+}
+
+/// Whether each request that was to ask LMCache did.
+fn lookups(text: &mut String, report: &Report) -> Result<(), Error> {
+    if report.lookups.is_empty() {
+        return Ok(());
+    }
+    let counts: Vec<String> =
+        report.lookups.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
+    writeln!(text, "\nRequests of {} by their lookup: {}.", Contestant::KvwayLookup, counts.join(", "))
 }
 
 fn foreign(text: &mut String, report: &Report) -> Result<(), Error> {
@@ -174,15 +290,35 @@ mod tests {
     fn the_table_holds_medians_ranges_ratios_and_errors() {
         let text = report(&example()).unwrap();
         for expected in [
-            "| nginx | 25.0 (20.0–30.0) | 250 | 250 | 250 | 1000 | 0.03 | 3 |",
+            "| nginx | 25.0 (20.0–30.0) | 500 | 500 | 500 | 1000 | 0.03 | 3 |",
             "| kvway | 45.0 (40.0–75.0) |",
             "| ratio | CPU/request | p50 | p90 | p99 | requests/s |",
             "| kvway / nginx | 2.00 (1.50–3.00) |",
-            "Skipped: bare Pingora is not installed.",
+            "Skipped: HAProxy is not installed.",
             "First error with nginx: connection closed before the answer was complete.",
+            "| kvway - bare Pingora | 50 (0–350) |",
+            "| kvway | 12.0 (10.0–14.0) |",
+            "Requests of kvway-lookup by their lookup: followed 99, timeout 1.",
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
-        assert!(!text.contains("/ bare Pingora"));
+        assert!(!text.contains("/ HAProxy"));
+    }
+
+    #[test]
+    fn the_overview_has_a_row_for_each_proxy_and_the_goals_a_verdict() {
+        let text = report(&example()).unwrap();
+        for expected in [
+            "|  | 1 KiB | per SSE event | added p50 | memory |",
+            "| nginx | 25.0 µs | 2.50 µs | -150 µs | – |",
+            "| bare Pingora | 40.0 µs | 4.00 µs | – | – |",
+            "| kvway | 45.0 µs | 4.50 µs | 50 µs | 30.0 → 50.0 MiB |",
+            "| CPU per request, 1 KiB: kvway / bare Pingora | 1.30 | 1.12 | pass |",
+            "| CPU per request, 1 KiB: kvway / sglang-router | 0.40 | – | not measured |",
+            "| CPU per SSE event: kvway / bare Pingora | 1.05 | 1.12 | FAIL |",
+            "| resident at start: kvway | 40.00 MiB | 30.00 MiB | pass |",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
     }
 }

@@ -202,6 +202,7 @@ pub(crate) struct Quantiles {
     pub(crate) mean_us: f64,
     pub(crate) p50_us: f64,
     pub(crate) p90_us: f64,
+    pub(crate) p95_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) max_us: f64,
 }
@@ -226,6 +227,7 @@ impl Times {
             mean_us: self.0.mean() / 1e3,
             p50_us: at(0.5),
             p90_us: at(0.9),
+            p95_us: at(0.95),
             p99_us: at(0.99),
             max_us: real(self.0.max()) / 1e3,
         })

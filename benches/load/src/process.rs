@@ -9,6 +9,7 @@ use std::{fs, fs::File, net::SocketAddr, path::Path, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl::set_child_subreaper;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -83,6 +84,13 @@ pub(crate) fn pin(core: usize) -> Result<()> {
     let mut cores = CpuSet::new();
     let pinned = cores.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores));
     pinned.with_context(|| format!("cannot use core {core}"))
+}
+
+/// Lets this process, and what it starts, have as many files as the system allows it; how many that is.
+pub(crate) fn raise_file_limit() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    Ok(hard)
 }
 
 /// The cores that this process may use.

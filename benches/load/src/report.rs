@@ -1,14 +1,17 @@
-//! The result of a comparison as it is kept: figures of every round, their medians and ratios.
+//! The result of a comparison as it is kept: figures of every round, their medians, ratios and differences.
 //!
-//! Filled by `contest`, written as JSON by `main`, shown by `markdown`. Pure.
+//! Filled by `contest`, judged by `goals`, written as JSON by `main`, shown by `markdown`. Pure.
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::comparison::{Entry, Figure, Ratio};
+use crate::comparison::{Difference, Entry, Figure, Ratio};
 use crate::contestant::Contestant;
+use crate::goals::Goal;
+use crate::idle::Idle;
 use crate::machine::Machine;
 use crate::measurement::{Quantiles, Summary};
+use crate::routing;
 use crate::workload::Workload;
 
 const fn figure(
@@ -25,10 +28,13 @@ fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Optio
 }
 
 const CORES: &str = "cores";
+pub(crate) const CPU_PER_REQUEST: &str = "cpu_us_per_request";
+pub(crate) const CPU_PER_EVENT: &str = "cpu_us_per_event";
+pub(crate) const P50: &str = "latency_p50_us";
 
 const ANSWERS: [Figure<Summary>; 6] = [
-    figure("cpu_us_per_request", "CPU µs/request", 1, |s| s.cpu.as_ref()?.us_per_request),
-    figure("latency_p50_us", "p50 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p50_us)),
+    figure(CPU_PER_REQUEST, "CPU µs/request", 1, |s| s.cpu.as_ref()?.us_per_request),
+    figure(P50, "p50 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p50_us)),
     figure("latency_p90_us", "p90 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p90_us)),
     figure("latency_p99_us", "p99 µs", 0, |s| quantile(s.latency.as_ref(), |q| q.p99_us)),
     figure("requests_per_second", "requests/s", 0, |s| Some(s.requests_per_second)),
@@ -36,7 +42,7 @@ const ANSWERS: [Figure<Summary>; 6] = [
 ];
 
 const STREAMS: [Figure<Summary>; 7] = [
-    figure("cpu_us_per_event", "CPU µs/event", 2, |s| s.cpu.as_ref()?.us_per_event),
+    figure(CPU_PER_EVENT, "CPU µs/event", 2, |s| s.cpu.as_ref()?.us_per_event),
     figure("ttft_p50_us", "first event p50 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p50_us)),
     figure("ttft_p99_us", "first event p99 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p99_us)),
     figure("gap_p50_us", "gap p50 µs", 0, |s| quantile(s.gap.as_ref(), |q| q.p50_us)),
@@ -46,11 +52,18 @@ const STREAMS: [Figure<Summary>; 7] = [
 ];
 
 /// Who is compared with whom.
-const RATIOS: [(Contestant, Contestant); 3] = [
+const RATIOS: [(Contestant, Contestant); 7] = [
+    (Contestant::Kvway, FLOOR),
+    (Contestant::Kvway, Contestant::SglangRouter),
     (Contestant::Kvway, Contestant::Nginx),
-    (Contestant::Kvway, Contestant::BarePingora),
-    (Contestant::BarePingora, Contestant::Nginx),
+    (Contestant::Kvway, Contestant::Haproxy),
+    (Contestant::KvwayOff, FLOOR),
+    (Contestant::KvwayLookup, Contestant::Kvway),
+    (FLOOR, Contestant::Nginx),
 ];
+
+/// What a proxy adds is counted from here.
+pub(crate) const FLOOR: Contestant = Contestant::BarePingora;
 
 /// Everything about one comparison.
 #[derive(Serialize)]
@@ -63,43 +76,90 @@ pub(crate) struct Report {
     pub(crate) skipped: Vec<String>,
     pub(crate) settings: Settings,
     pub(crate) cases: Vec<Case>,
+    pub(crate) memory: Vec<Resident>,
+    /// Requests of the one that asks LMCache, without those of warming up, by what became of the lookup.
+    pub(crate) lookups: BTreeMap<String, u64>,
+    /// Connections at rest.
+    pub(crate) idle: Option<Idle>,
+    /// The filter off and on, before engines with caches.
+    pub(crate) filter: Option<routing::Report>,
+    pub(crate) goals: Vec<Goal>,
+}
+
+/// Resident memory of a proxy.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Resident {
+    pub(crate) target: Contestant,
+    /// When it was ready, before any request.
+    pub(crate) start_kib: u64,
+    /// After all requests.
+    pub(crate) end_kib: u64,
 }
 
 /// What was asked for.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Settings {
     pub(crate) rounds: usize,
+    /// Of each window that are counted.
     pub(crate) seconds: f64,
+    /// Of each window before them.
+    pub(crate) settling_seconds: f64,
     pub(crate) connections: usize,
     pub(crate) sse_events: u32,
     pub(crate) sse_gap_ms: u32,
+    pub(crate) idle_connections: usize,
+    pub(crate) idle_rounds: usize,
     pub(crate) proxy_core: usize,
     pub(crate) load_core: usize,
     pub(crate) seed: u64,
+}
+
+/// What is asked of the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Whole answers, on all connections.
+    Answers,
+    /// Whole answers, on one connection.
+    Alone,
+    /// Streams, on all connections.
+    Streams,
 }
 
 /// One kind of request, against all targets.
 #[derive(Serialize)]
 pub(crate) struct Case {
     pub(crate) name: String,
-    workload: Workload,
+    pub(crate) kind: Kind,
+    pub(crate) workload: Workload,
     pub(crate) targets: Vec<Entry<Contestant, Summary>>,
     pub(crate) ratios: Vec<Ratio<Contestant>>,
+    /// What others take beyond bare Pingora on one connection.
+    pub(crate) added: Vec<Difference<Contestant>>,
 }
 
 impl Case {
-    pub(crate) fn new(name: String, workload: Workload, rounds: Vec<(Contestant, Vec<Summary>)>) -> Self {
-        let mut case = Self { name, workload, targets: Vec::new(), ratios: Vec::new() };
+    pub(crate) fn new(
+        name: String,
+        kind: Kind,
+        workload: Workload,
+        rounds: Vec<(Contestant, Vec<Summary>)>,
+    ) -> Self {
+        let mut case =
+            Self { name, kind, workload, targets: Vec::new(), ratios: Vec::new(), added: Vec::new() };
         let figures = case.figures();
         case.targets =
             rounds.into_iter().map(|(target, rounds)| Entry::new(target, rounds, figures)).collect();
         case.ratios = RATIOS.iter().filter_map(|&(of, to)| case.ratio(of, to)).collect();
+        if kind == Kind::Alone {
+            case.added = case.added();
+        }
         case
     }
 
     /// What was measured of each target.
     pub(crate) fn figures(&self) -> &'static [Figure<Summary>] {
-        if self.workload.stream { &STREAMS } else { &ANSWERS }
+        if self.kind == Kind::Streams { &STREAMS } else { &ANSWERS }
     }
 
     /// What is worth a ratio: how busy a core was says nothing without the rate.
@@ -108,8 +168,19 @@ impl Case {
     }
 
     fn ratio(&self, of: Contestant, to: Contestant) -> Option<Ratio<Contestant>> {
-        let entry = |wanted| self.targets.iter().find(|entry| entry.target == wanted);
-        Some(entry(of)?.over(entry(to)?, self.compared()))
+        Some(self.entry(of)?.over(self.entry(to)?, self.compared()))
+    }
+
+    fn added(&self) -> Vec<Difference<Contestant>> {
+        let p50 = || self.figures().iter().filter(|figure| figure.key == P50);
+        let floor = self.entry(FLOOR);
+        let others = self.targets.iter().filter(|entry| entry.target != FLOOR);
+        floor.map_or_else(Vec::new, |floor| others.map(|entry| entry.minus(floor, p50())).collect())
+    }
+
+    /// One target.
+    pub(crate) fn entry(&self, wanted: Contestant) -> Option<&Entry<Contestant, Summary>> {
+        self.targets.iter().find(|entry| entry.target == wanted)
     }
 }
 
@@ -119,23 +190,42 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::cpu::Spent;
+    use crate::goals;
+    use crate::idle::{self, Rest};
     use crate::measurement::{Failure, Quota, Recorder};
+    use crate::spread::Spread;
 
+    /// A second of requests with ten events each, which took 250 µs and ten times what they cost.
     fn round(requests: u64, cpu_ms: u64) -> Summary {
         let recorder = Recorder::new(Quota::Endless).unwrap();
         recorder.open();
-        (0..requests).for_each(|_| recorder.answered(Duration::from_micros(250)));
+        (0..requests).for_each(|_| recorder.answered(Duration::from_micros(250 + 10 * cpu_ms)));
+        recorder.events(10 * requests, Duration::from_millis(1), true);
         recorder.failed(&Failure::Closed);
         let spent = Spent { own: Duration::from_millis(cpu_ms), all: None };
         recorder.summary(Duration::from_secs(1), Some(spent), false)
     }
 
+    fn case(kind: Kind) -> Case {
+        let stream = kind == Kind::Streams;
+        let workload = Workload { model: "tiny".to_owned(), body_bytes: 1024, distinct: 1, stream, seed: 1 };
+        let rounds = |cpu_ms: [u64; 3]| cpu_ms.map(|cpu_ms| round(1000, cpu_ms)).to_vec();
+        let rounds = vec![
+            (Contestant::Nginx, rounds([20, 30, 25])),
+            (Contestant::BarePingora, rounds([40, 40, 40])),
+            (Contestant::Kvway, rounds([40, 45, 75])),
+        ];
+        Case::new("1 KiB".to_owned(), kind, workload, rounds)
+    }
+
     pub(crate) fn report() -> Report {
-        let workload =
-            Workload { model: "tiny".to_owned(), body_bytes: 1024, distinct: 1, stream: false, seed: 1 };
-        let nginx = vec![round(1000, 20), round(1000, 30), round(1000, 25)];
-        let kvway = vec![round(1000, 40), round(1000, 45), round(1000, 75)];
-        let rounds = vec![(Contestant::Nginx, nginx), (Contestant::Kvway, kvway)];
+        let target = Contestant::Kvway;
+        let cases = vec![case(Kind::Answers), case(Kind::Alone), case(Kind::Streams)];
+        let memory = vec![Resident { target, start_kib: 30 << 10, end_kib: 50 << 10 }];
+        let rests = [10, 14].map(|kib| Rest::new(0, kib * 100, 100));
+        let idle =
+            Idle { connections: 100, targets: vec![Entry::new(target, rests.to_vec(), &idle::FIGURES)] };
+        let goals = goals::judge(&cases, &memory, Some(&idle));
         Report {
             revision: "abc".to_owned(),
             date: "today".to_owned(),
@@ -147,18 +237,26 @@ pub(crate) mod tests {
             },
             versions: BTreeMap::new(),
             configurations: BTreeMap::new(),
-            skipped: vec!["bare Pingora is not installed".to_owned()],
+            skipped: vec!["HAProxy is not installed".to_owned()],
             settings: Settings {
                 rounds: 3,
                 seconds: 1.0,
+                settling_seconds: 0.1,
                 connections: 1,
                 sse_events: 1,
                 sse_gap_ms: 1,
+                idle_connections: 100,
+                idle_rounds: 2,
                 proxy_core: 0,
                 load_core: 1,
                 seed: 1,
             },
-            cases: vec![Case::new("1 KiB".to_owned(), workload, rounds)],
+            cases,
+            memory,
+            lookups: BTreeMap::from([("followed".to_owned(), 99), ("timeout".to_owned(), 1)]),
+            idle: Some(idle),
+            filter: None,
+            goals,
         }
     }
 
@@ -167,7 +265,35 @@ pub(crate) mod tests {
         let json = serde_json::to_value(report()).unwrap();
         let case = &json["cases"][0];
         assert_eq!(case["targets"][1]["rounds"].as_array().unwrap().len(), 3);
-        assert_eq!(case["targets"][1]["target"], "kvway");
-        assert_eq!(case["ratios"][0]["figures"]["cpu_us_per_request"]["median"], 2.0);
+        assert_eq!((&case["targets"][2]["target"], &case["kind"]), (&"kvway".into(), &"answers".into()));
+        assert_eq!(case["ratios"][0]["figures"][CPU_PER_REQUEST]["median"], 1.125);
+        assert_eq!(
+            (&json["memory"][0]["start_kib"], &json["lookups"]["followed"]),
+            (&30720.into(), &99.into())
+        );
+        assert_eq!(json["idle"]["targets"][0]["rounds"].as_array().unwrap().len(), 2);
+        assert!(json["goals"].as_array().unwrap().len() > 4);
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round_of_those_that_are_there() {
+        let report = report();
+        let ratios = &report.cases[0].ratios;
+        let pairs: Vec<_> = ratios.iter().map(|ratio| format!("{} / {}", ratio.of, ratio.to)).collect();
+        assert_eq!(pairs, ["kvway / bare Pingora", "kvway / nginx", "bare Pingora / nginx"]);
+        let Spread { median, min, max } = ratios[1].figures[CPU_PER_REQUEST];
+        assert!((median - 2.0).abs() < 1e-9 && (min - 1.5).abs() < 1e-9 && (max - 3.0).abs() < 1e-9);
+        assert!(!ratios[0].figures.contains_key(CORES));
+    }
+
+    #[test]
+    fn what_is_added_is_the_difference_to_bare_pingora_on_one_connection() {
+        let report = report();
+        assert!(report.cases[0].added.is_empty() && report.cases[2].added.is_empty());
+        let added: Vec<_> = report.cases[1].added.iter().map(|it| (it.of, it.figures[P50].median)).collect();
+        let [(nginx, less), (kvway, more)] = added[..] else { panic!("{added:?}") };
+        assert_eq!((nginx, kvway), (Contestant::Nginx, Contestant::Kvway));
+        // Histograms have three digits.
+        assert!((less + 150.0).abs() < 1.5 && (more - 50.0).abs() < 1.5, "{added:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Median and range of repeated measurements, and of their ratios. Pure; used by `report`.
+//! Median and range of repeated measurements, of their ratios and of their differences. Pure; used by `report`.
 use serde::Serialize;
 
 /// The middle of a few values, and how far they reach.
@@ -22,9 +22,17 @@ impl Spread {
 
     /// Of the ratios of values that were measured one right after the other; rounds without both are left out.
     pub(crate) fn of_ratios(of: &[Option<f64>], to: &[Option<f64>]) -> Option<Self> {
-        let pairs = of.iter().zip(to).filter_map(|(of, to)| Some((*of)?).zip(*to));
-        Self::of(pairs.filter(|(_, to)| *to > 0.0).map(|(of, to)| of / to))
+        Self::of(pairs(of, to).filter(|(_, to)| *to > 0.0).map(|(of, to)| of / to))
     }
+
+    /// Of the differences of values that were measured in the same round.
+    pub(crate) fn of_differences(of: &[Option<f64>], to: &[Option<f64>]) -> Option<Self> {
+        Self::of(pairs(of, to).map(|(of, to)| of - to))
+    }
+}
+
+fn pairs(of: &[Option<f64>], to: &[Option<f64>]) -> impl Iterator<Item = (f64, f64)> {
+    of.iter().zip(to).filter_map(|(of, to)| Some((*of)?).zip(*to))
 }
 
 #[cfg(test)]
@@ -44,5 +52,6 @@ mod tests {
         let to = [Some(5.0), Some(40.0), Some(1.0), Some(0.0)];
         assert_eq!(Spread::of_ratios(&of, &to), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
         assert_eq!(Spread::of_ratios(&of[2..], &to[2..]), None);
+        assert_eq!(Spread::of_differences(&of, &to), Some(Spread { median: 5.0, min: 0.0, max: 5.0 }));
     }
 }

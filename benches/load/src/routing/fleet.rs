@@ -4,23 +4,17 @@
 //! each time, so that it knows nothing of earlier windows. Everything ends with its owner.
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use tempfile::TempDir;
-use tokio::time::{self, Instant};
 
 use super::player::SESSION_HEADER;
-use crate::answer::Answer;
-use crate::client::Connection;
 use crate::contest::MODEL;
 use crate::contestant::{Post, Programs, kvway, write};
-use crate::measurement::Failure;
 use crate::process::{Process, free_address};
+use crate::readiness::{Readiness, call};
 
-const READY_WITHIN: Duration = Duration::from_secs(15);
-const READY_POLL: Duration = Duration::from_millis(20);
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the engines can do: with the speeds of a mid-sized model on a current accelerator, and little memory, so that
@@ -74,7 +68,7 @@ impl Fleet {
             fleet.addresses.push(address);
         }
         for (process, address) in fleet.engines.iter_mut().zip(&fleet.addresses) {
-            ready(process, *address, "/health").await?;
+            Readiness::Tells(*address, "/health").wait(process).await?;
         }
         Ok(fleet)
     }
@@ -100,7 +94,7 @@ impl Fleet {
         command.args(["run", "-c"]).arg(write(directory, "kvway.yaml", &configuration)?);
         let mut process = Process::spawn("kvway", command, None, directory)
             .context("the gateway is needed: build it as this program was, with `cargo build -p kvway`")?;
-        ready(&mut process, admin, "/readyz").await?;
+        Readiness::Tells(admin, "/readyz").wait(&mut process).await?;
         Ok(Gateway { process, address: listen, configuration })
     }
 }
@@ -131,30 +125,4 @@ fn engine(programs: &Programs, id: &str, listen: SocketAddr) -> Command {
         command.arg(flag).arg(value.to_string());
     }
     command
-}
-
-/// Waits until `path` is answered with 200.
-async fn ready(process: &mut Process, address: SocketAddr, path: &str) -> Result<()> {
-    let started = Instant::now();
-    loop {
-        process.check()?;
-        let Err(failure) = call(address, "GET", path).await else {
-            return Ok(());
-        };
-        if started.elapsed() > READY_WITHIN {
-            bail!("{} is not ready: {failure}", process.name());
-        }
-        time::sleep(READY_POLL).await;
-    }
-}
-
-/// A request without a body, which has to be answered with 200.
-async fn call(address: SocketAddr, method: &str, path: &str) -> Result<(), Failure> {
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\n\r\n");
-    let mut connection = Connection::to(address);
-    let answer = connection.exchange(request.as_bytes(), Answer::new(), READY_WITHIN, |_| {}).await?;
-    match answer.status() {
-        200 => Ok(()),
-        status => Err(Failure::Status(status)),
-    }
 }

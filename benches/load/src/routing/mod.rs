@@ -31,7 +31,8 @@ use crate::process;
 
 use fleet::{ENGINES, Fleet};
 use plan::Plan;
-use report::{Case, Report, Settings};
+pub(crate) use report::Report;
+use report::{Case, Settings};
 pub(crate) use table::report as table;
 use tally::Outcome;
 pub(crate) use workload::Workload;

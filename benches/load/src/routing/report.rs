@@ -30,17 +30,24 @@ fn ttft(outcome: &Outcome, read: fn(&Quantiles) -> f64) -> Option<f64> {
     Some(read(outcome.ttft.as_ref()?) / 1e3)
 }
 
+fn latency(outcome: &Outcome, read: fn(&Quantiles) -> f64) -> Option<f64> {
+    Some(read(outcome.latency.as_ref()?) / 1e3)
+}
+
 /// What is worth a ratio, and then what is not.
-pub(crate) const FIGURES: [Figure<Outcome>; 7] = [
+pub(crate) const FIGURES: [Figure<Outcome>; 10] = [
     figure("ttft_mean_ms", "TTFT mean ms", 0, |outcome| ttft(outcome, |it| it.mean_us)),
     figure("ttft_p50_ms", "p50 ms", 0, |outcome| ttft(outcome, |it| it.p50_us)),
     figure("ttft_p90_ms", "p90 ms", 0, |outcome| ttft(outcome, |it| it.p90_us)),
+    figure("ttft_p95_ms", "p95 ms", 0, |outcome| ttft(outcome, |it| it.p95_us)),
     figure("ttft_p99_ms", "p99 ms", 0, |outcome| ttft(outcome, |it| it.p99_us)),
+    figure("latency_p95_ms", "whole p95 ms", 0, |outcome| latency(outcome, |it| it.p95_us)),
+    figure("latency_p99_ms", "whole p99 ms", 0, |outcome| latency(outcome, |it| it.p99_us)),
     figure("hit_percent", "hits %", 1, |outcome| Some(outcome.hit_ratio? * 100.0)),
     figure("imbalance", "imbalance", 2, |outcome| outcome.imbalance),
     figure("cores", "cores used", 2, |outcome| Some(outcome.cpu.cores)),
 ];
-const COMPARED: usize = 4;
+const COMPARED: usize = 7;
 
 /// Of the figures, those that are divided.
 pub(crate) fn compared() -> impl Iterator<Item = &'static Figure<Outcome>> {

@@ -28,7 +28,7 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
     writeln!(
         text,
         "{} simulated engines; load {:.0} % of what round robin can take; {} interleaved rounds of {} s after {} s of \
-         settling, seed {}. TTFT counts from when a request was due. Medians of the rounds, with the least and the \
+         settling, seed {}. TTFT and whole answers count from when a request was due. Medians of the rounds, with the least and the \
          most in brackets.",
         settings.engines.count,
         settings.load * 100.0,
@@ -147,9 +147,9 @@ mod tests {
     fn the_tables_hold_figures_ratios_backends_and_errors() {
         let text = report(&example()).unwrap();
         for expected in [
-            "| policy | TTFT mean ms | p50 ms | p90 ms | p99 ms | hits % | imbalance | cores used | requests | errors |",
-            "| round_robin | 500 | 500 | 500 | 500 | 25.0 | 2.00 | 0.00 | 24 | 3 |",
-            "| ratio | TTFT mean | p50 | p90 | p99 |",
+            "| policy | TTFT mean ms | p50 ms | p90 ms | p95 ms | p99 ms | whole p95 ms | whole p99 ms | hits % | imbalance | cores used | requests | errors |",
+            "| round_robin | 500 | 500 | 500 | 500 | 500 | 1000 | 1000 | 25.0 | 2.00 | 0.00 | 24 | 3 |",
+            "| ratio | TTFT mean | p50 | p90 | p95 | p99 | whole p95 | whole p99 |",
             "| pmc / round_robin | 0.20 (0.10–0.25) |",
             "| pmc / least_requests | 0.50 (0.40–1.00) |",
             "| requests | vllm-0 | vllm-1 |",

@@ -60,7 +60,7 @@ pub(crate) struct Outcome {
     /// From when a request was due to the first event of its answer.
     pub(crate) ttft: Option<Quantiles>,
     /// From when a request was due to the end of its answer.
-    latency: Option<Quantiles>,
+    pub(crate) latency: Option<Quantiles>,
     /// From when a request was due to when it was sent.
     pub(crate) lateness: Option<Quantiles>,
     tokens: Tokens,
