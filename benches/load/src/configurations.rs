@@ -148,7 +148,7 @@ pub(crate) fn kvway_with_lookups(post: &Post, admin: SocketAddr, lmcache: Socket
     kvway(post, admin, "policy: pmc", "") + &lines.collect::<String>()
 }
 
-/// What SGLang's router is told on its command line: plain HTTP, no line in its log for each request.
+/// What SGLang's router is told on its command line: plain HTTP; it writes a line for each request, as it comes and as kvway does.
 pub(crate) fn sglang_router(at: &Post, metrics: SocketAddr) -> Vec<String> {
     let workers = at.engines.iter().map(|engine| format!("http://{engine}"));
     let (host, port) = (at.listen.ip().to_string(), at.listen.port().to_string());
@@ -164,8 +164,6 @@ pub(crate) fn sglang_router(at: &Post, metrics: SocketAddr) -> Vec<String> {
         &metrics,
         "--prometheus-host",
         &host,
-        "--log-level",
-        "warn",
     ];
     let flags = flags.map(str::to_owned);
     iter::once("--worker-urls".to_owned()).chain(workers).chain(flags).collect()
