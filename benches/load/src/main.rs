@@ -32,6 +32,7 @@ mod markdown;
 mod measurement;
 mod process;
 mod report;
+mod result;
 mod routing;
 mod spread;
 mod target;
