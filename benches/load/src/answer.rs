@@ -1,8 +1,10 @@
 //! Reads one HTTP/1.1 answer piece by piece: where it ends, how many events it held, whether it was whole.
 //!
-//! Fed by `client`; pure. Of the body it keeps the last bytes only, so its memory is constant, unless it is told to
-//! keep all of it, which is bounded. It understands `content-length` and chunked bodies; a body that ends with the
+//! Fed by `client`; pure. Of the body it keeps the last bytes only, as many as it is told to, so its memory is constant, unless
+//! it is told to keep all of it, which is bounded. It understands `content-length` and chunked bodies; a body that ends with the
 //! connection is refused.
+use std::rc::Rc;
+
 use memchr::{memchr, memchr_iter};
 
 const HEADERS_MAX: usize = 64;
@@ -12,7 +14,7 @@ const STREAM_END: &[u8] = b"data: [DONE]\n\n";
 /// A kept body is not longer than this.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The header in which a mock engine tells its name.
-const SERVED_BY: &str = "x-served-by";
+pub(crate) const SERVED_BY: &str = "x-served-by";
 
 #[derive(Debug)]
 enum State {
@@ -44,8 +46,11 @@ pub(crate) struct Answer {
     events: u64,
     after_newline: bool,
     tail: Vec<u8>,
+    tail_bytes: usize,
     body: Option<Vec<u8>>,
+    backend_header: Option<Rc<str>>,
     served_by: Option<String>,
+    retry_after: Option<u64>,
 }
 
 impl Answer {
@@ -57,14 +62,27 @@ impl Answer {
             events: 0,
             after_newline: false,
             tail: Vec::with_capacity(2 * STREAM_END.len()),
+            tail_bytes: STREAM_END.len(),
             body: None,
+            backend_header: None,
             served_by: None,
+            retry_after: None,
         }
     }
 
-    /// An answer whose body is kept.
-    pub(crate) fn kept() -> Self {
-        Self { body: Some(Vec::new()), ..Self::new() }
+    /// Keeps the body, if that is wanted.
+    pub(crate) fn keeping_body(self, wanted: bool) -> Self {
+        Self { body: wanted.then(Vec::new), ..self }
+    }
+
+    /// Keeps so many bytes of the body's end.
+    pub(crate) fn keeping_tail(self, bytes: usize) -> Self {
+        Self { tail_bytes: bytes.max(STREAM_END.len()), ..self }
+    }
+
+    /// Takes the engine's name from this header, up to a semicolon.
+    pub(crate) fn named_by(self, header: Rc<str>) -> Self {
+        Self { backend_header: Some(header), ..self }
     }
 
     /// Takes what it can of `input` and says how many bytes that was; the rest has to be offered again with more.
@@ -98,9 +116,19 @@ impl Answer {
         self.body.as_deref().unwrap_or_default()
     }
 
+    /// The end of the body as far as it has arrived.
+    pub(crate) fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// The engine that answered, if it tells.
     pub(crate) fn served_by(&self) -> Option<&str> {
         self.served_by.as_deref()
+    }
+
+    /// After how many seconds to come again, if it tells.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.retry_after
     }
 
     /// Server-sent events seen so far: blocks that end in an empty line.
@@ -175,7 +203,11 @@ impl Answer {
                 .find(|header| header.name.eq_ignore_ascii_case(name))
                 .map(|header| header.value)
         };
-        self.served_by = value(SERVED_BY).map(|name| String::from_utf8_lossy(name).into_owned());
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        let name = value(self.backend_header.as_deref().unwrap_or(SERVED_BY));
+        let name = name.map(|name| name.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii());
+        self.served_by = name.filter(|name| !name.is_empty()).map(text);
+        self.retry_after = value("retry-after").and_then(|value| text(value).trim().parse().ok());
         self.closes = value("connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
         let chunked = value("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case(b"chunked"));
         self.state = if chunked {
@@ -228,9 +260,9 @@ impl Answer {
             }
         }
         self.after_newline = expected == Some(data.len());
-        let kept = data.get(data.len().saturating_sub(STREAM_END.len())..).unwrap_or(data);
+        let kept = data.get(data.len().saturating_sub(self.tail_bytes)..).unwrap_or(data);
         self.tail.extend_from_slice(kept);
-        self.tail.drain(..self.tail.len().saturating_sub(STREAM_END.len()));
+        self.tail.drain(..self.tail.len().saturating_sub(self.tail_bytes));
     }
 }
 
@@ -278,12 +310,12 @@ mod tests {
 
     #[test]
     fn a_body_is_kept_only_on_demand_and_never_beyond_its_bound() {
-        let mut answer = Answer::kept();
+        let mut answer = Answer::new().keeping_body(true);
         answer.feed(STREAM).unwrap();
         assert_eq!(answer.body(), b"data: {\"a\"}\n\ndata: {\"b\"}\n\ndata: [DONE]\n\n");
         assert!(read(STREAM, 10).unwrap().0.body().is_empty());
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
-        let mut long = Answer::kept();
+        let mut long = Answer::new().keeping_body(true);
         long.feed(head.as_bytes()).unwrap();
         assert!(long.feed(&vec![b'x'; BODY_BYTES_MAX]).is_ok() && long.feed(b"x").is_err());
     }
@@ -292,6 +324,22 @@ mod tests {
     fn the_engine_is_known_by_its_header() {
         let text = b"HTTP/1.1 200 OK\r\nX-Served-By: vllm-7\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(read(text, 1000).unwrap().0.served_by(), Some("vllm-7"));
+        let text = b"HTTP/1.1 429 No\r\nx-decision: b ; hit=3\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
+        let mut answer = Answer::new().named_by("X-Decision".into());
+        answer.feed(text).unwrap();
+        assert_eq!((answer.served_by(), answer.retry_after()), (Some("b"), Some(7)));
+    }
+
+    #[test]
+    fn as_much_of_the_end_is_kept_as_is_wanted() {
+        let (mut answer, mut pending) = (Answer::new().keeping_tail(20), Vec::new());
+        for piece in STREAM.chunks(3) {
+            pending.extend_from_slice(piece);
+            let used = answer.feed(&pending).unwrap();
+            pending.drain(..used);
+        }
+        assert_eq!(answer.tail(), b"\"b\"}\n\ndata: [DONE]\n\n");
+        assert!(answer.ends_stream());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One keep-alive connection that sends a request, waits for the whole answer and starts again.
 //!
-//! Driven by `window`, one task each, and lent by `routing::player`. The requests are bytes made beforehand and the
+//! Driven by `window`, one task each, and lent by `player`. The requests are bytes made beforehand and the
 //! answers are scanned where they arrive: the generator shares its core with the engines, so it does as little as it
 //! can per request.
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
@@ -32,6 +32,15 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn to(address: SocketAddr) -> Self {
         Self { address, socket: None, buffer: vec![0; READ_BYTES] }
+    }
+
+    /// Whether a request may be sent on the connection that is open: the other side has not closed it, as far as we know.
+    pub(crate) fn is_usable(&self) -> bool {
+        let open = |socket: &TcpStream| {
+            let read = socket.try_read(&mut [0]);
+            read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        self.socket.as_ref().is_some_and(open)
     }
 
     /// Sends requests until the recorder has no more turns.

@@ -11,13 +11,13 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::time::{self, Instant};
 
-use super::player::SESSION_HEADER;
 use crate::answer::Answer;
 use crate::client::Connection;
 use crate::contest::MODEL;
 use crate::contestant::{Post, Programs, kvway, write};
 use crate::measurement::Failure;
 use crate::process::{Process, free_address};
+use crate::wire::SESSION_HEADER;
 
 const READY_WITHIN: Duration = Duration::from_secs(15);
 const READY_POLL: Duration = Duration::from_millis(20);
