@@ -24,14 +24,12 @@ pub(crate) enum Text {
 
 impl Text {
     pub(crate) fn write(&self) -> Rc<str> {
-        match self {
-            Self::Given(text) => Rc::clone(text),
-            _ => {
-                let mut text = String::new();
-                self.append_to(&mut text);
-                text.into()
-            }
+        if let Self::Given(text) = self {
+            return Rc::clone(text);
         }
+        let mut text = String::new();
+        self.append_to(&mut text);
+        text.into()
     }
 
     fn append_to(&self, text: &mut String) {

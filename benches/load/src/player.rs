@@ -17,7 +17,7 @@ use tokio::time::{self, Instant};
 use crate::answer::Answer;
 use crate::client::{Connection, check};
 use crate::measurement::Failure;
-use crate::plan::{Job, Session, Text};
+use crate::plan::{Job, Said, Session, Text};
 use crate::reply::{self, Usage};
 use crate::wire::Wire;
 
@@ -162,7 +162,7 @@ impl<B: Books + 'static> Player<B> {
         mut due: Option<Instant>,
         mut place: Option<OwnedSemaphorePermit>,
     ) -> Option<()> {
-        let mut messages: Vec<_> = session.opening.iter().map(|said| said.message()).collect();
+        let mut messages: Vec<_> = session.opening.iter().map(Said::message).collect();
         let mut turns = session.turns.iter().peekable();
         while let Some(turn) = turns.next() {
             messages.push(turn.question.message());
@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::answer::SERVED_BY;
-    use crate::plan::{Said, Turn};
+    use crate::plan::Turn;
     use crate::target::CHAT_PATH;
     use crate::wire::Endpoint;
 

@@ -1,6 +1,7 @@
 //! What an engine said: the text of a whole answer, and its usage, out of the last bytes. Used by `player`; pure.
 use memchr::memmem;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::measurement::Failure;
 
@@ -77,6 +78,16 @@ pub(crate) fn text(body: &[u8], stream: bool) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// What a refusal says, shortened, where it has a form of OpenAI or of common frameworks.
+pub(crate) fn complaint(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let places = [body.pointer("/error/message"), body.get("message"), body.get("detail"), body.get("error")];
+    let said = places.into_iter().flatten().find_map(Value::as_str)?;
+    Some(said.chars().filter(|c| !c.is_control()).take(COMPLAINT_CHARS_MAX).collect())
+}
+
+const COMPLAINT_CHARS_MAX: usize = 300;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +121,18 @@ mod tests {
         assert!(matches!(text(b"data: {\"choices\":\n\n", true), Err(Failure::Incomplete)));
         assert_eq!(Usage::find(TOKENS.as_bytes()), None);
         assert_eq!(Usage::find(br#""usage":{"prompt_tok"#), None);
+    }
+
+    #[test]
+    fn a_refusal_is_read_in_its_common_forms() {
+        for body in [
+            r#"{"error":{"message":"no such model","code":404}}"#,
+            r#"{"object":"error","message":"no such model"}"#,
+            r#"{"detail":"no such model"}"#,
+            r#"{"error":"no such model"}"#,
+        ] {
+            assert_eq!(complaint(body.as_bytes()).as_deref(), Some("no such model"), "{body}");
+        }
+        assert_eq!(complaint(b"<html>"), None);
     }
 }

@@ -86,6 +86,13 @@ impl Wire {
         request(&self.authority, &self.path, &self.head, body)
     }
 
+    /// Whether a text quotes what may be secret.
+    pub(crate) fn tells_secrets(&self, text: &str) -> bool {
+        let values = self.head.lines().filter_map(|line| line.split_once(": "));
+        let mut words = values.flat_map(|(_, value)| value.split_whitespace());
+        words.any(|word| word.len() > 3 && text.contains(word))
+    }
+
     /// An answer that nothing has arrived of yet.
     pub(crate) fn answer(&self, keep: bool) -> Answer {
         let answer = Answer::new().keeping_body(keep).keeping_tail(reply::TAIL_BYTES);

@@ -22,7 +22,7 @@ const ANSWER_TOKENS: Span<usize> = Span::new(16, 48);
 const LONG_QUESTION: Span<usize> = Span::new(128, 4096);
 
 const PROMPTS: Prompts = Prompts {
-    system_prompts: 12,
+    count: 12,
     system_tokens: Span::new(3000, 5000),
     question_tokens: Span::new(20, 160),
     answer_tokens: ANSWER_TOKENS,

@@ -24,11 +24,11 @@ use tokio::time::{self, Instant};
 use crate::client::{Connection, check};
 use crate::cpu::{CpuMeter, CpuUse, Spent};
 use crate::machine::Machine;
-use crate::measurement::{Failure, real};
+use crate::measurement::real;
 use crate::plan::{Said, Text};
 use crate::player::{self, LEAD, Player};
 use crate::result::{FORMAT, RunResult};
-use crate::{markdown, process};
+use crate::{markdown, process, reply};
 
 pub(crate) use arguments::Run;
 use books::{Books, Closing};
@@ -83,13 +83,19 @@ fn check_answered(result: &RunResult, settings: &Settings) -> Result<()> {
 }
 
 /// One small request, so that a target that is not there, or refuses what all requests have in common, is known at once.
-async fn try_out(settings: &Settings, address: SocketAddr) -> Result<(), Failure> {
+async fn try_out(settings: &Settings, address: SocketAddr) -> Result<()> {
     let hello = Said::user(Text::Given("Say yes.".into())).message();
     let request = settings.wire.request(u64::MAX, None, &[hello], 1);
     let mut connection = Connection::to(address);
     let answer = connection.exchange(&request, settings.wire.answer(false), settings.timeout, |_| {}).await?;
     // One that is busy may not be later.
-    if matches!(answer.status(), 429 | 503) { Ok(()) } else { check(&answer, settings.wire.stream) }
+    if matches!(answer.status(), 429 | 503) {
+        return Ok(());
+    }
+    match (check(&answer, settings.wire.stream), reply::complaint(answer.tail())) {
+        (Err(failure), Some(said)) if !settings.wire.tells_secrets(&said) => bail!("{failure}: {said}"),
+        (checked, _) => Ok(checked?),
+    }
 }
 
 /// What a run came to.
@@ -115,14 +121,14 @@ async fn measure(
     let opened = if open_loop { Instant::now() + LEAD } else { Instant::now() };
     let counted_from = opened + settings.warm_up;
     let end = settings.counted.map(|counted| counted_from + counted);
-    let played = player::Settings {
+    let how = player::Settings {
         address,
         wire: settings.wire.clone(),
         timeout: settings.timeout,
         under_way_max: settings.in_flight,
         until: end,
     };
-    let player = Player::new(played, Books::new(open_loop, counted_from).context("histograms")?);
+    let player = Player::new(how, Books::new(open_loop, counted_from).context("histograms")?);
     let progress = Progress::new(opened, jobs.length, jobs.requests.map(|requests| requests as u64));
     let (stop, readings) = (Rc::new(Cell::new(false)), Cell::new([None; 2]));
     let work = async {
@@ -146,7 +152,7 @@ async fn measure(
             player.books.borrow_mut().close(Instant::now());
             readings.set([readings.get()[0], meters.read()]);
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let local = LocalSet::new();
     let interrupted = local.run_until(async {

@@ -100,7 +100,7 @@ fn at_once(settings: &Settings) -> Result<Box<dyn Iterator<Item = Job>>> {
     }
     let [what, ..] = chance(settings);
     let prompts = Prompts {
-        system_prompts: sizes.system_prompts,
+        count: sizes.system_prompts,
         system_tokens: sizes.system_tokens,
         question_tokens: sizes.question_tokens,
         answer_tokens: sizes.answer_tokens,

@@ -10,7 +10,7 @@ use crate::plan::{Said, Session};
 /// What they are like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prompts {
-    pub(crate) system_prompts: usize,
+    pub(crate) count: usize,
     pub(crate) system_tokens: Span<usize>,
     pub(crate) question_tokens: Span<usize>,
     pub(crate) answer_tokens: Span<usize>,
@@ -19,7 +19,7 @@ pub(crate) struct Prompts {
 
 impl Prompts {
     pub(crate) fn sessions(self, mut random: StdRng) -> impl Iterator<Item = Session> {
-        let prompts = (0..self.system_prompts).map(|_| {
+        let prompts = (0..self.count).map(|_| {
             let tokens = self.system_tokens.draw(&mut random);
             Said::system(self.bytes.shared_text(tokens, &mut random))
         });
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn some_shared_system_prompts_are_much_more_popular_than_others() {
         let prompts = Prompts {
-            system_prompts: 12,
+            count: 12,
             system_tokens: Span::new(300, 500),
             question_tokens: Span::new(20, 160),
             answer_tokens: Span::new(16, 48),

@@ -78,13 +78,13 @@ mod tests {
 
     const PLAYING: Playing = Playing { speed: 2.0, limit: 10, bytes: BytesPerToken(4), seed: 1 };
 
-    fn prompts(lines: &str) -> Vec<(Duration, String, u32)> {
+    fn prompts(lines: &str) -> Vec<(Duration, Vec<u8>, u32)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), lines).unwrap();
         let (_, sessions) = load(file.path(), PLAYING).unwrap();
         let one = |session: Session| {
             let turn = &session.turns[0];
-            (session.start, turn.question.text.write().to_string(), turn.answer_tokens)
+            (session.start, turn.question.text.write().as_bytes().to_vec(), turn.answer_tokens)
         };
         sessions.map(one).collect()
     }

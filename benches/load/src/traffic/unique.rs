@@ -34,7 +34,8 @@ mod tests {
         let sessions = sessions(Span::new(128, 4096), Span::new(16, 48), BytesPerToken(4), random);
         let sessions: Vec<Session> = sessions.take(500).collect();
         assert!(sessions.iter().all(|session| session.opening.is_empty() && session.turns.len() == 1));
-        let starts = sessions.iter().map(|session| session.turns[0].question.text.write()[..64].to_owned());
+        let starts =
+            sessions.iter().map(|session| session.turns[0].question.text.write().as_bytes()[..64].to_vec());
         assert_eq!(starts.collect::<HashSet<_>>().len(), 500);
     }
 }
