@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::{Arguments, Command, Compare, Routing};
 
+mod alarm;
 mod answer;
 mod arguments;
 mod client;

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{self, JoinSet};
 use tokio::time::{self, Instant};
 
+use crate::alarm::Alarms;
 use crate::answer::Answer;
 use crate::client::{Connection, check};
 use crate::measurement::Failure;
@@ -70,6 +71,7 @@ pub(crate) struct Player<B> {
     settings: Settings,
     places: Arc<Semaphore>,
     crowded: Cell<bool>,
+    alarms: Alarms,
     idle: RefCell<Vec<(Connection, Instant)>>,
     pub(crate) books: RefCell<B>,
 }
@@ -81,6 +83,7 @@ impl<B: Books + 'static> Player<B> {
             settings,
             places,
             crowded: Cell::new(false),
+            alarms: Alarms::default(),
             idle: RefCell::default(),
             books: RefCell::new(books),
         })
@@ -189,7 +192,7 @@ impl<B: Books + 'static> Player<B> {
         place: Option<OwnedSemaphorePermit>,
     ) -> Option<String> {
         if let Some(due) = due {
-            time::sleep_until(due).await;
+            self.alarms.wait_until(due).await;
         }
         let due = due.unwrap_or_else(Instant::now);
         let _place = match place {
