@@ -64,6 +64,7 @@ impl Progress {
         let Some(bar) = &self.bar else {
             let of = match (self.requests, self.length) {
                 (Some(requests), _) => format!(" of {requests} requests"),
+                (None, Some(length)) if elapsed > length => ", the last answers are awaited".to_owned(),
                 (None, Some(length)) => format!(" of {} s", length.as_secs()),
                 (None, None) => String::new(),
             };
