@@ -3,13 +3,13 @@
 //! Driven by `window`, one task each, and lent by `player`. The requests are bytes made beforehand and the
 //! answers are scanned where they arrive: the generator shares its core with the engines, so it does as little as it
 //! can per request.
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::{net::TcpStream, time, time::Instant};
+use tokio::time::{self, Instant};
 
 use crate::answer::{Answer, Malformed};
 use crate::measurement::{Failure, Recorder};
+use crate::socket::{Address, Socket};
 
 const READ_BYTES: usize = 32 * 1024;
 /// After a failure, so that a target that refuses everything does not turn the loop into a busy one.
@@ -24,23 +24,19 @@ pub(crate) struct Requests {
 
 /// A connection to one address; opened when it is needed.
 pub(crate) struct Connection {
-    address: SocketAddr,
-    socket: Option<TcpStream>,
+    address: Address,
+    socket: Option<Socket>,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) fn to(address: SocketAddr) -> Self {
-        Self { address, socket: None, buffer: vec![0; READ_BYTES] }
+    pub(crate) fn to(address: impl Into<Address>) -> Self {
+        Self { address: address.into(), socket: None, buffer: vec![0; READ_BYTES] }
     }
 
     /// Whether a request may be sent on the connection that is open: the other side has not closed it, as far as we know.
     pub(crate) fn is_usable(&self) -> bool {
-        let open = |socket: &TcpStream| {
-            let read = socket.try_read(&mut [0]);
-            read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        };
-        self.socket.as_ref().is_some_and(open)
+        self.socket.as_ref().is_some_and(Socket::is_silent)
     }
 
     /// Sends requests until the recorder has no more turns.
@@ -105,7 +101,7 @@ impl Connection {
     ) -> Result<(), Failure> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => connect(self.address).await.map_err(Failure::Connect)?,
+            None => Socket::connect(&self.address).await.map_err(Failure::Connect)?,
         };
         let socket = self.socket.insert(socket);
         socket.write_all(request).await?;
@@ -137,14 +133,9 @@ pub(crate) fn check(answer: &Answer, stream: bool) -> Result<(), Failure> {
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect(address).await?;
-    socket.set_nodelay(true)?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;

@@ -33,6 +33,7 @@ mod report;
 mod result;
 mod routing;
 mod run;
+mod socket;
 mod spread;
 mod target;
 mod traffic;

@@ -5,7 +5,6 @@
 //! each of a few workers takes the next job when its last one is done. A session whose request failed is over. Bounded by the
 //! requests that may be under way, by how far requests are written ahead, and by the time that one may take.
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use crate::client::{Connection, check};
 use crate::measurement::Failure;
 use crate::plan::{Job, Said, Session, Text};
 use crate::reply::{self, Usage};
+use crate::socket::Address;
 use crate::wire::Wire;
 
 /// How long before they are due requests are written.
@@ -56,7 +56,7 @@ pub(crate) trait Books {
 
 /// How a player plays.
 pub(crate) struct Settings {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
     pub(crate) wire: Wire,
     /// How long one request may take.
     pub(crate) timeout: Duration,
@@ -273,7 +273,7 @@ impl<B: Books + 'static> Player<B> {
                 return connection;
             }
         }
-        Connection::to(self.settings.address)
+        Connection::to(self.settings.address.clone())
     }
 }
 
@@ -390,7 +390,7 @@ mod tests {
         };
         let opened = Instant::now();
         let settings = Settings {
-            address: listener.local_addr().unwrap(),
+            address: listener.local_addr().unwrap().into(),
             wire,
             timeout: Duration::from_secs(30),
             under_way_max: 10,

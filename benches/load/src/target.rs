@@ -1,10 +1,11 @@
 //! Where requests go: a URL resolved to addresses. Used by `run`; pure but for the resolving.
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io};
 
 use anyhow::{Context, Result, ensure};
 use http::uri::{Authority, PathAndQuery, Uri};
 use tokio::net::lookup_host;
 
+use crate::socket::Address;
 use crate::wire::Endpoint;
 
 /// Where engines take chats.
@@ -13,6 +14,7 @@ pub(crate) const CHAT_PATH: PathAndQuery = PathAndQuery::from_static("/v1/chat/c
 /// A target of requests.
 #[derive(Debug)]
 pub(crate) struct Target {
+    secure: bool,
     pub(crate) authority: Authority,
     pub(crate) path: PathAndQuery,
 }
@@ -20,21 +22,21 @@ pub(crate) struct Target {
 /// Without the query, which may hold a key.
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "http://{}{}", self.authority, self.path.path())
+        let scheme = if self.secure { "https" } else { "http" };
+        write!(formatter, "{scheme}://{}{}", self.authority, self.path.path())
     }
 }
 
 impl Target {
     /// The target of a URL, and its endpoint: what the path says, else what is wanted, else chats.
-    ///
-    /// Only plain HTTP: a proxy is measured without the cost of TLS on the side of the load.
     pub(crate) fn parse(uri: &Uri, wanted: Option<Endpoint>) -> Result<(Self, Endpoint)> {
-        let authority = uri.authority().context("the target has to begin with http:// and name a host")?;
+        let authority =
+            uri.authority().context("the target has to begin with http:// or https:// and name a host")?;
+        let secure = uri.scheme_str() == Some("https");
         ensure!(
-            uri.scheme_str() != Some("https"),
-            "https is not supported: measure where TLS ends, or through a proxy on this machine that speaks it"
+            secure || uri.scheme_str() == Some("http"),
+            "the target has to begin with http:// or https://"
         );
-        ensure!(uri.scheme_str() == Some("http"), "the target has to begin with http://");
         ensure!(
             !authority.as_str().contains('@'),
             "credentials belong in --header or --api-key-env, not in the target"
@@ -63,15 +65,16 @@ impl Target {
             }
             _ => given.unwrap_or(own),
         };
-        Ok((Self { authority: authority.clone(), path }, endpoint))
+        Ok((Self { secure, authority: authority.clone(), path }, endpoint))
     }
 
     /// The first address of the host.
-    pub(crate) async fn resolve(&self) -> Result<SocketAddr> {
-        let port = self.authority.port_u16().unwrap_or(80);
+    pub(crate) async fn resolve(&self) -> Result<Address> {
+        let port = self.authority.port_u16().unwrap_or(if self.secure { 443 } else { 80 });
         let host = self.authority.host().trim_matches(['[', ']']);
         let mut found = lookup_host((host, port)).await.with_context(|| format!("cannot resolve {host}"))?;
-        found.next().ok_or(io::ErrorKind::AddrNotAvailable.into()).map_err(io::Error::into)
+        let first = found.next().ok_or(io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+        if self.secure { Address::secure(first, host) } else { Ok(first.into()) }
     }
 }
 
@@ -96,7 +99,7 @@ mod tests {
         ] {
             assert_eq!(target(text, wanted).unwrap(), (path.to_owned(), endpoint), "{text}");
         }
-        assert!(target("https://a:1", None).unwrap_err().to_string().contains("https is not supported"));
+        assert!(target("ftp://a:1", None).is_err());
         assert!(
             target("http://me:secret@a:1", None).is_err_and(|error| !error.to_string().contains("secret"))
         );
@@ -109,5 +112,7 @@ mod tests {
         let (target, _) =
             Target::parse(&"http://a:1/v1/completions?key=secret".parse().unwrap(), None).unwrap();
         assert_eq!(target.to_string(), "http://a:1/v1/completions");
+        let (target, _) = Target::parse(&"https://a/v1".parse().unwrap(), None).unwrap();
+        assert_eq!(target.to_string(), "https://a/v1/chat/completions");
     }
 }

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails, and says where")]
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -55,14 +55,23 @@ struct Asked {
 /// Serves on threads of its own, each request with what `answer` makes of its number; the first is the one that tries the
 /// target out.
 fn serve(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> (SocketAddr, Receiver<Asked>) {
+    serve_over(answer, Ok)
+}
+
+/// The same, on whatever is made of a connection.
+fn serve_over<S: Read + Write + 'static>(
+    answer: impl Fn(usize) -> String + Send + Sync + 'static,
+    over: impl Fn(TcpStream) -> io::Result<S> + Send + Sync + 'static,
+) -> (SocketAddr, Receiver<Asked>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (asked, all) = sync_channel(10_000);
-    let (answer, count) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
+    let (answer, over, count) = (Arc::new(answer), Arc::new(over), Arc::new(AtomicUsize::new(0)));
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
-            let (asked, answer, count) = (asked.clone(), Arc::clone(&answer), Arc::clone(&count));
-            std::thread::spawn(move || converse(socket, &asked, &*answer, &count));
+            let (asked, answer, over, count) =
+                (asked.clone(), Arc::clone(&answer), Arc::clone(&over), Arc::clone(&count));
+            std::thread::spawn(move || converse(over(socket).ok()?, &asked, &*answer, &count));
         }
     });
     (address, all)
@@ -70,7 +79,7 @@ fn serve(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> (SocketAdd
 
 /// Answers one connection until either side is gone.
 fn converse(
-    socket: TcpStream,
+    socket: impl Read + Write,
     asked: &SyncSender<Asked>,
     answer: &(impl Fn(usize) -> String + ?Sized),
     count: &AtomicUsize,
@@ -429,4 +438,44 @@ fn credentials_are_sent_and_never_shown_or_kept() {
     }
     let all = format!("{}{}{}", run.stdout(), run.stderr(), run.kept());
     assert!(!all.contains("of-ours") && all.contains("status 401"), "{all}");
+}
+
+#[test]
+fn tls_is_spoken_with_a_target_whose_certificate_is_known() {
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config =
+        config.unwrap().with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key.into());
+    let config = Arc::new(config.unwrap());
+    let (address, asked) = serve_over(
+        |_| good(),
+        move |socket| {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
+            Ok(rustls::StreamOwned::new(connection, socket))
+        },
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, own.cert.pem()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvway-bench"));
+    command.args([
+        "run",
+        "--target",
+        &format!("https://localhost:{}", address.port()),
+        "--requests",
+        "20",
+        "--json",
+    ]);
+    command.arg(folder.path().join("kept.json")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let unknown = finish(&folder, command.env("SSL_CERT_FILE", "/nonexistent").spawn().unwrap());
+    assert_eq!(
+        (unknown.output.status.code(), unknown.stderr().lines().count()),
+        (Some(1), 1),
+        "{}",
+        unknown.stderr()
+    );
+    let run = finish(&folder, command.env("SSL_CERT_FILE", &roots).spawn().unwrap());
+    assert_eq!((count(&run.good()["requests"]), asked.try_iter().count()), (20, 21));
 }

@@ -187,8 +187,13 @@ async fn play(
     };
     let opened = Instant::now() + LEAD;
     let tally = Tally::new(opened, settling).context("histograms")?;
-    let settings =
-        player::Settings { address: gateway, wire, timeout: TIMEOUT, under_way_max: usize::MAX, until: None };
+    let settings = player::Settings {
+        address: gateway.into(),
+        wire,
+        timeout: TIMEOUT,
+        under_way_max: usize::MAX,
+        until: None,
+    };
     let (player, local) = (Player::new(settings, tally), LocalSet::new());
     let jobs = plan.into_iter().map(|session| (session.start, Job::Session(session)));
     let ended = local.run_until(async {

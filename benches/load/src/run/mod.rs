@@ -12,7 +12,6 @@ mod source;
 
 use std::cell::Cell;
 use std::io::{Write, stderr};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -28,6 +27,7 @@ use crate::measurement::real;
 use crate::plan::{Said, Text};
 use crate::player::{self, LEAD, Player};
 use crate::result::{FORMAT, RunResult};
+use crate::socket::Address;
 use crate::{markdown, process, reply};
 
 pub(crate) use arguments::Run;
@@ -55,7 +55,7 @@ pub(crate) async fn run(run: &Run, interrupt: impl Future<Output = ()>) -> Resul
     tokio::pin!(interrupt);
     let address = settings.target.resolve().await?;
     tokio::select! {
-        tried = try_out(&settings, address) => tried.with_context(|| format!("{} does not serve", settings.target))?,
+        tried = try_out(&settings, address.clone()) => tried.with_context(|| format!("{} does not serve", settings.target))?,
         () = &mut interrupt => bail!("interrupted before the first answer"),
     }
     let measured = measure(&settings, jobs, address, meters, interrupt).await?;
@@ -83,7 +83,7 @@ fn check_answered(result: &RunResult, settings: &Settings) -> Result<()> {
 }
 
 /// One small request, so that a target that is not there, or refuses what all requests have in common, is known at once.
-async fn try_out(settings: &Settings, address: SocketAddr) -> Result<()> {
+async fn try_out(settings: &Settings, address: Address) -> Result<()> {
     let hello = Said::user(Text::Given("Say yes.".into())).message();
     let request = settings.wire.request(u64::MAX, None, &[hello], 1);
     let mut connection = Connection::to(address);
@@ -112,7 +112,7 @@ struct Measured {
 async fn measure(
     settings: &Settings,
     jobs: Jobs,
-    address: SocketAddr,
+    address: Address,
     meters: Meters,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Measured> {
