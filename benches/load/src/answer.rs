@@ -10,7 +10,10 @@ use memchr::{memchr, memchr_iter};
 const HEADERS_MAX: usize = 64;
 /// A chunk-size or trailer line longer than this is not HTTP that we want to measure.
 const LINE_BYTES_MAX: usize = 1024;
-const STREAM_END: &[u8] = b"data: [DONE]\n\n";
+/// How an engine ends an event stream, but for the empty line and whether there is a space.
+const STREAM_ENDS: [&[u8]; 2] = [b"data: [DONE]", b"data:[DONE]"];
+/// As much of the end is always kept: the line, and its end and that of an empty line after it.
+const TAIL_BYTES_MIN: usize = 16;
 /// A kept body is not longer than this.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The header in which a mock engine tells its name.
@@ -25,6 +28,27 @@ enum State {
     ChunkEnd,
     Trailer,
     Complete,
+}
+
+/// What a line of an event stream is, as far as it has arrived.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// Nothing, or the first half of its end.
+    Blank,
+    /// A colon begins it: it only keeps the connection alive.
+    Comment,
+    Data,
+}
+
+impl Line {
+    /// The same line with more of it.
+    fn and(self, more: &[u8]) -> Self {
+        match (self, more.iter().find(|byte| **byte != b'\r')) {
+            (Self::Blank, Some(b':')) => Self::Comment,
+            (Self::Blank, Some(_)) => Self::Data,
+            (line, _) => line,
+        }
+    }
 }
 
 /// Why an answer cannot be read any further.
@@ -44,7 +68,9 @@ pub(crate) struct Answer {
     status: u16,
     closes: bool,
     events: u64,
-    after_newline: bool,
+    line: Line,
+    /// The event under way has a line that is no comment.
+    has_data: bool,
     tail: Vec<u8>,
     tail_bytes: usize,
     body: Option<Vec<u8>>,
@@ -60,9 +86,10 @@ impl Answer {
             status: 0,
             closes: false,
             events: 0,
-            after_newline: false,
-            tail: Vec::with_capacity(2 * STREAM_END.len()),
-            tail_bytes: STREAM_END.len(),
+            line: Line::Blank,
+            has_data: false,
+            tail: Vec::with_capacity(2 * TAIL_BYTES_MIN),
+            tail_bytes: TAIL_BYTES_MIN,
             body: None,
             backend_header: None,
             served_by: None,
@@ -77,7 +104,7 @@ impl Answer {
 
     /// Keeps so many bytes of the body's end.
     pub(crate) fn keeping_tail(self, bytes: usize) -> Self {
-        Self { tail_bytes: bytes.max(STREAM_END.len()), ..self }
+        Self { tail_bytes: bytes.max(TAIL_BYTES_MIN), ..self }
     }
 
     /// Takes the engine's name from this header, up to a semicolon.
@@ -131,14 +158,15 @@ impl Answer {
         self.retry_after
     }
 
-    /// Server-sent events seen so far: blocks that end in an empty line.
+    /// Server-sent events seen so far: blocks that end in an empty line, and are more than comments.
     pub(crate) fn events(&self) -> u64 {
         self.events
     }
 
     /// The body ended as an event stream of an engine ends.
     pub(crate) fn ends_stream(&self) -> bool {
-        self.tail.ends_with(STREAM_END)
+        let tail = self.tail.trim_ascii_end();
+        STREAM_ENDS.iter().any(|end| tail.ends_with(end))
     }
 
     /// The body ended as a JSON object ends.
@@ -250,16 +278,16 @@ impl Answer {
 
     /// Counts empty lines and remembers the end, across any cut.
     fn observe(&mut self, data: &[u8]) {
-        let mut expected = self.after_newline.then_some(0);
+        let mut start = 0;
         for at in memchr_iter(b'\n', data) {
-            if expected == Some(at) {
-                self.events += 1;
-                expected = None;
-            } else {
-                expected = Some(at + 1);
+            match self.line.and(data.get(start..at).unwrap_or_default()) {
+                Line::Blank => self.events += u64::from(std::mem::take(&mut self.has_data)),
+                Line::Comment => {}
+                Line::Data => self.has_data = true,
             }
+            (self.line, start) = (Line::Blank, at + 1);
         }
-        self.after_newline = expected == Some(data.len());
+        self.line = self.line.and(data.get(start..).unwrap_or_default());
         let kept = data.get(data.len().saturating_sub(self.tail_bytes)..).unwrap_or(data);
         self.tail.extend_from_slice(kept);
         self.tail.drain(..self.tail.len().saturating_sub(self.tail_bytes));
@@ -340,6 +368,18 @@ mod tests {
         }
         assert_eq!(answer.tail(), b"\"b\"}\n\ndata: [DONE]\n\n");
         assert!(answer.ends_stream());
+    }
+
+    #[test]
+    fn lines_may_end_with_crlf_and_comments_are_no_events() {
+        let body =
+            ": wait\r\n\r\ndata: {\"a\"}\r\n\r\n: wait\r\n\r\nevent: x\r\ndata:1\r\n\r\ndata: [DONE]\r\n\r\n";
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        for size in 1..text.len() {
+            let (answer, _) = read(text.as_bytes(), size).unwrap();
+            assert!(answer.is_complete() && answer.ends_stream(), "size {size}");
+            assert_eq!(answer.events(), 3, "size {size}");
+        }
     }
 
     #[test]

@@ -70,8 +70,8 @@ pub(crate) fn text(body: &[u8], stream: bool) -> Result<String, Failure> {
         Ok(())
     };
     if stream {
-        let lines = body.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data: "));
-        lines.filter(|data| data.trim_ascii_end() != b"[DONE]").try_for_each(take)?;
+        let lines = body.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data:"));
+        lines.map(<[u8]>::trim_ascii).filter(|data| *data != b"[DONE]").try_for_each(take)?;
     } else {
         take(body)?;
     }
