@@ -172,6 +172,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_the_other_side_closed_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut connection = Connection::to(listener.local_addr().unwrap());
+        assert!(!connection.is_usable());
+        let server = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_exact(&mut [0; 4]).await.unwrap();
+            socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            socket
+        };
+        let asked = connection.exchange(b"ping", Answer::new(), Duration::from_secs(30), |_| {});
+        let (answer, socket) = tokio::join!(asked, server);
+        assert!(answer.is_ok_and(|answer| answer.is_complete()) && connection.is_usable());
+        drop(socket);
+        while connection.is_usable() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_status_other_than_200_is_an_error() {
         let summary = meet(&["HTTP/1.1 503 Busy\r\ncontent-length: 2\r\n\r\n{}"], 1, false).await;
         assert_eq!((summary.requests, summary.errors.by_kind.get("status")), (0, Some(&1)));

@@ -304,7 +304,11 @@ fn in_an_open_loop_times_count_from_when_a_request_was_due_and_a_generator_that_
     assert_eq!((count(&kept["requests"]), count(&kept["lag"]["count"])), (2000, 2000));
     assert!(mean(&kept["latency"]) >= mean(&kept["lag"]), "{kept}");
     let behind = kept["behind"].as_str().unwrap();
-    assert!(behind.contains("late or more") && behind.contains("raise --in-flight"), "{behind}");
+    assert!(
+        behind.contains("% of the requests were sent over 20 ms late")
+            && behind.contains("raise --in-flight"),
+        "{behind}"
+    );
     assert!(
         run.stderr().contains(&format!("warning: the generator fell behind: {behind}")),
         "{}",

@@ -14,6 +14,8 @@ use crate::measurement::{Failure, Times, real};
 use crate::player::{self, Answered};
 use crate::result::{BackendShare, Distribution, Second, Tokens};
 
+/// A request that goes out later than this is late.
+pub(super) const LATE: Duration = Duration::from_millis(20);
 /// Backends that are told apart; what others serve is counted together.
 const BACKENDS_MAX: usize = 1000;
 const OTHERS: &str = "others";
@@ -44,6 +46,7 @@ pub(super) struct Books {
     ttft: Times,
     gap: Times,
     lag: Times,
+    late: u64,
     tokens: Option<Tokens>,
     backends: BTreeMap<String, BackendShare>,
     series: Series,
@@ -61,6 +64,8 @@ pub(super) struct Closing {
     pub(super) ttft: Option<Distribution>,
     pub(super) gap: Option<Distribution>,
     pub(super) lag: Option<Distribution>,
+    /// Requests that were late.
+    pub(super) late: u64,
     pub(super) tokens: Option<Tokens>,
     pub(super) backends: BTreeMap<String, BackendShare>,
     pub(super) imbalance: Option<f64>,
@@ -86,6 +91,7 @@ impl Books {
             ttft: Times::new()?,
             gap: Times::new()?,
             lag: Times::new()?,
+            late: 0,
             tokens: None,
             backends: BTreeMap::new(),
             series: Series::new(counted_from)?,
@@ -152,6 +158,7 @@ impl Books {
             ttft: self.ttft.distribution(),
             gap: self.gap.distribution(),
             lag: self.lag.distribution(),
+            late: self.late,
             tokens,
             backends: std::mem::take(&mut self.backends),
             imbalance: busiest.map(|busiest| real(busiest) * count / real(all)),
@@ -165,7 +172,9 @@ impl player::Books for Books {
     fn sent(&mut self, due: Instant, now: Instant) {
         self.so_far.sent += 1;
         if self.open_loop && self.counts(due, now) {
-            self.lag.record(now.saturating_duration_since(due));
+            let lag = now.saturating_duration_since(due);
+            self.lag.record(lag);
+            self.late += u64::from(lag > LATE);
         }
         if self.closed.is_none() {
             self.series.sent(now);

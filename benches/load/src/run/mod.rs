@@ -36,8 +36,9 @@ use progress::Progress;
 use settings::{Pace, Settings};
 use source::{Jobs, Source};
 
-/// A hundredth of the requests may be as late as this before it is told.
-const LATE_MAX_US: f64 = 20_000.0;
+/// Up to this share of the requests, and so many in any case, may be late before it is told.
+const LATE_PERCENT_MAX: f64 = 1.0;
+const LATE_COUNT_MAX: u64 = 4;
 /// Above this share of its one thread, the generator is a part of what it measures.
 const BUSY_CORES_MAX: f64 = 0.9;
 /// Files that are open beside connections.
@@ -220,13 +221,18 @@ fn make_room(settings: &mut Settings) -> Result<()> {
 /// Whether the figures tell of the generator and not of the target, and what to do about it.
 fn behind(measured: &Measured, in_flight: usize) -> Option<String> {
     let Measured { closing, crowded, spent, .. } = measured;
-    let late = closing.lag.as_ref().filter(|lag| lag.p99_us > LATE_MAX_US);
+    let late =
+        closing.lag.as_ref().map(|lag| (100.0 * real(closing.late) / real(lag.count), lag.max_us / 1e3));
+    let late = late.filter(|(percent, _)| *percent > LATE_PERCENT_MAX && closing.late > LATE_COUNT_MAX);
     let elapsed = closing.elapsed.as_secs_f64().max(1e-9);
     let busy =
         spent.map(|spent| spent.own.own.as_secs_f64() / elapsed).filter(|cores| *cores > BUSY_CORES_MAX);
     let mut told = Vec::new();
-    if let Some(late) = late {
-        told.push(format!("a hundredth of the requests was sent {:.0} ms late or more", late.p99_us / 1e3));
+    if let Some((percent, most_ms)) = late {
+        let bound = books::LATE.as_millis();
+        told.push(format!(
+            "{percent:.1} % of the requests were sent over {bound} ms late, at most {most_ms:.0} ms"
+        ));
     }
     if let Some(cores) = busy {
         told.push(format!("this program used {:.0} % of its one thread", 100.0 * cores));
