@@ -442,6 +442,12 @@ fn credentials_are_sent_and_never_shown_or_kept() {
     }
     let all = format!("{}{}{}", run.stdout(), run.stderr(), run.kept());
     assert!(!all.contains("of-ours") && all.contains("status 401"), "{all}");
+
+    let (address, _asked) =
+        serve(|_| whole("401 No", "", r#"{"error":{"message":"no such key: k3y-of-ours"}}"#));
+    let mut command = generator(&folder, address, "--api-key-env BENCH_TEST_KEY");
+    let refused = finish(&folder, command.env("BENCH_TEST_KEY", "k3y-of-ours").spawn().unwrap());
+    assert!(refused.stderr().ends_with("does not serve: status 401\n"), "{}", refused.stderr());
 }
 
 #[test]
