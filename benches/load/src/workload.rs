@@ -2,8 +2,9 @@
 //!
 //! Called once before a measurement; pure. Bounded by the number of distinct bodies times their size. It does not
 //! model a conversation: bodies are unlike each other apart from a few system prompts that they share.
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use http::uri::{Authority, PathAndQuery};
+use memchr::memmem;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde::Serialize;
 
@@ -47,11 +48,13 @@ pub(crate) struct Form {
     pub(crate) max_tokens: u32,
     /// Streams are to tell how many tokens there were.
     pub(crate) include_usage: bool,
+    /// The prompt begins with room for a [`Stamp`].
+    pub(crate) stamped: bool,
 }
 
 impl Default for Form {
     fn default() -> Self {
-        Self { completion: false, max_tokens: MAX_TOKENS, include_usage: false }
+        Self { completion: false, max_tokens: MAX_TOKENS, include_usage: false, stamped: false }
     }
 }
 
@@ -110,16 +113,23 @@ impl Workload {
             stream_options: (self.stream && form.include_usage)
                 .then_some(StreamOptions { include_usage: true }),
         };
+        let stamp = if form.stamped { Stamp::BLANK } else { "" };
+        let left = |used: usize| {
+            let left = self.body_bytes.checked_sub(used);
+            left.with_context(|| {
+                format!("{} bytes are too few for a body with this model name", self.body_bytes)
+            })
+        };
         if form.completion {
-            chat.prompt = Some(filler(random, self.body_bytes - serde_json::to_vec(&chat)?.len()));
+            let rest = left(serde_json::to_vec(&chat)?.len() + stamp.len())?;
+            chat.prompt = Some(format!("{stamp}{}", filler(random, rest)));
             return Ok(serde_json::to_vec(&chat)?);
         }
         let system = SYSTEM_PROMPTS.choose(random).copied().unwrap_or_default();
-        chat.messages.push(Message { role: "system", content: system.to_owned() });
+        chat.messages.push(Message { role: "system", content: format!("{stamp}{system}") });
         let mut used = serde_json::to_vec(&chat)?.len();
         for role in ["user", "assistant"].into_iter().cycle() {
-            let left = self.body_bytes - used;
-            let last = left < 2 * TURN_BYTES_MAX && role == "user";
+            let last = left(used)? < 2 * TURN_BYTES_MAX && role == "user";
             let content = if last { String::new() } else { turn(random) };
             let message = Message { role, content };
             used += serde_json::to_vec(&message)?.len() + 1;
@@ -129,9 +139,37 @@ impl Workload {
             }
         }
         if let Some(question) = chat.messages.last_mut() {
-            question.content = filler(random, self.body_bytes - used);
+            question.content = filler(random, left(used)?);
         }
         Ok(serde_json::to_vec(&chat)?)
+    }
+}
+
+/// Makes one request into many whose prompts have not even their beginning in common.
+pub(crate) struct Stamp {
+    request: Vec<u8>,
+    /// Where in it the room is.
+    at: usize,
+}
+
+impl Stamp {
+    const BLANK: &'static str = "0000000000000000 ";
+
+    /// Of a request whose body has room for it.
+    pub(crate) fn of(request: Vec<u8>) -> Option<Self> {
+        let head = memmem::find(&request, b"\r\n\r\n")?;
+        let at = head + memmem::find(request.get(head..)?, Self::BLANK.as_bytes())?;
+        Some(Self { request, at })
+    }
+
+    /// The request of this number.
+    pub(crate) fn numbered(&self, number: u64) -> Vec<u8> {
+        let mut request = self.request.clone();
+        let digits = format!("{number:016x}");
+        if let Some(room) = request.get_mut(self.at..self.at + digits.len()) {
+            room.copy_from_slice(digits.as_bytes());
+        }
+        request
     }
 }
 
@@ -228,13 +266,34 @@ mod tests {
 
     #[test]
     fn completions_have_the_exact_size_too() {
-        let form = Form { completion: true, max_tokens: 7, include_usage: true };
+        let form = Form { completion: true, max_tokens: 7, include_usage: true, stamped: false };
         for body in (Workload { stream: true, ..workload(5000) }).bodies(form).unwrap() {
             assert_eq!(body.len(), 5000);
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!((&body["max_tokens"], &body["messages"]), (&7.into(), &Value::Null));
             assert_eq!(body["stream_options"]["include_usage"], true);
             assert!(body["prompt"].as_str().unwrap().len() > 4500);
+        }
+    }
+
+    #[test]
+    fn a_stamp_makes_the_beginning_of_a_prompt_unique_and_keeps_its_size() {
+        for completion in [false, true] {
+            let form = Form { completion, stamped: true, include_usage: true, ..Form::default() };
+            for body in (Workload { stream: true, ..workload(BODY_BYTES_MIN) }).bodies(form).unwrap() {
+                let bytes = request(
+                    &Authority::from_static("a"),
+                    &PathAndQuery::from_static("/"),
+                    "x: 0000000000000000 \r\n",
+                    &body,
+                );
+                let [one, two] = [7, 8].map(|number| Stamp::of(bytes.clone()).unwrap().numbered(number));
+                assert_eq!((one.len(), body.len()), (bytes.len(), BODY_BYTES_MIN));
+                assert_ne!(one, two);
+                let body: Value = serde_json::from_slice(&one[bytes.len() - BODY_BYTES_MIN..]).unwrap();
+                let prompt = if completion { &body["prompt"] } else { &body["messages"][0]["content"] };
+                assert!(prompt.as_str().unwrap().starts_with("0000000000000007 "), "{prompt}");
+            }
         }
     }
 

@@ -202,7 +202,12 @@ fn a_closed_loop_sends_as_many_requests_as_are_wanted_and_fills_the_result() {
     assert_eq!((count(&kept["latency"]["count"]), count(&kept["ttft"]["count"])), (40, 40));
     // A stream: a role, 64 tokens, the usage and the end.
     assert_eq!((count(&kept["events"]), count(&kept["gap"]["count"])), (40 * 67, 40 * 66));
-    assert_eq!(count(&kept["tokens"]["completion"]), 40 * 64);
+    let tokens = &kept["tokens"];
+    assert_eq!(
+        (count(&tokens["completion"]), count(&tokens["cached"])),
+        (40 * 64, 0),
+        "no prompt is sent twice"
+    );
     assert_eq!(count(&kept["backends"]["a"]["requests"]), 40);
     let seconds = kept["series"].as_array().unwrap();
     for (field, all) in [("sent", 40), ("answered", 40), ("failed", 0)] {

@@ -11,7 +11,7 @@ use crate::wire::Endpoint;
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workload {
-    /// Bodies of an exact size that have nothing to do with each other.
+    /// Bodies of an exact size that have not even their beginning in common.
     Unique,
     /// Single questions under a few long system prompts, some much more popular than others.
     SharedSystemPrompt,
@@ -81,9 +81,9 @@ pub(crate) struct Sizes {
     /// unique: size of a request body, exactly; 16 KiB by default.
     #[arg(long)]
     pub(crate) body_bytes: Option<ByteSize>,
-    /// unique: how many different bodies are sent in turn; 200 by default.
+    /// unique: send so many different bodies in turn; by default none is sent twice.
     #[arg(long)]
-    pub(crate) distinct: Option<usize>,
+    pub(crate) distinct: Option<NonZeroUsize>,
     /// shared-system-prompt: how many there are, 12 by default; agents: how many types of them, 4 by default.
     #[arg(long)]
     pub(crate) system_prompts: Option<NonZeroUsize>,

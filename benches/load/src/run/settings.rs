@@ -48,7 +48,8 @@ pub(super) struct Settings {
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
     pub(super) body_bytes: usize,
-    pub(super) distinct: usize,
+    /// As many bodies in turn; without it none is sent twice.
+    pub(super) distinct: Option<usize>,
     pub(super) system_prompts: usize,
     pub(super) system_tokens: Span<usize>,
     pub(super) question_tokens: Span<usize>,
@@ -185,7 +186,7 @@ const SIZES: [Size; 12] = {
     }
     [
         size("body-bytes", &[Unique], |of| of.body_bytes.is_some(), |of| Some(of.body_bytes.to_string())),
-        size("distinct", &[Unique], |of| of.distinct.is_some(), |of| Some(of.distinct.to_string())),
+        size("distinct", &[Unique], |of| of.distinct.is_some(), |of| Some(of.distinct?.to_string())),
         size(
             "system-prompts",
             &[SharedSystemPrompt, Agents],
@@ -257,7 +258,7 @@ fn sizes(run: &Run, workload: Workload) -> Result<Sizes> {
     ensure!(speed > 0.0 && speed.is_finite(), "--speed has to be above 0");
     let sizes = Sizes {
         body_bytes: usize::try_from(given.body_bytes.unwrap_or(ByteSize::kib(16)).as_u64())?,
-        distinct: given.distinct.unwrap_or(200),
+        distinct: given.distinct.map(NonZeroUsize::get),
         system_prompts: given.system_prompts.map_or(system_prompts, NonZeroUsize::get),
         system_tokens: given.system_tokens.unwrap_or(system),
         question_tokens: given.question_tokens.unwrap_or(Span::new(20, 320)),

@@ -16,7 +16,7 @@ use crate::traffic::steady::Steady;
 use crate::traffic::trace::{self, Playing};
 use crate::traffic::{BytesPerToken, arrivals};
 use crate::wire::Endpoint;
-use crate::workload::{self, Form};
+use crate::workload::{self, Form, Stamp};
 
 /// Where jobs come from, and when they are due.
 pub(super) enum Source {
@@ -34,6 +34,8 @@ pub(super) struct Jobs {
     pub(super) notes: Vec<String>,
 }
 
+/// Bodies that all others are made from.
+const TEMPLATES: usize = 100;
 /// About what an answer takes for each of its tokens; where sessions that are under way are cut goes by it.
 const SECONDS_PER_ANSWER_TOKEN: f64 = 0.02;
 
@@ -85,7 +87,7 @@ fn at_once(settings: &Settings) -> Result<Box<dyn Iterator<Item = Job>>> {
         let unique = workload::Workload {
             model: settings.wire.model.clone(),
             body_bytes: sizes.body_bytes,
-            distinct: sizes.distinct,
+            distinct: sizes.distinct.unwrap_or(TEMPLATES),
             stream: settings.wire.stream,
             seed: settings.seed,
         };
@@ -93,9 +95,20 @@ fn at_once(settings: &Settings) -> Result<Box<dyn Iterator<Item = Job>>> {
             completion: settings.wire.endpoint == Endpoint::Completions,
             max_tokens: u32::try_from(sizes.answer_tokens.least)?,
             include_usage: true,
+            stamped: sizes.distinct.is_none(),
         };
-        let bodies = unique.bodies(form)?;
-        let requests: Vec<Rc<[u8]>> = bodies.iter().map(|body| settings.wire.bare(body).into()).collect();
+        let requests = unique.bodies(form)?.into_iter().map(|body| settings.wire.bare(&body));
+        if form.stamped {
+            let stamps: Vec<Stamp> = requests.filter_map(Stamp::of).collect();
+            // Other seeds make other prompts.
+            let first = settings.seed.rotate_left(32);
+            let numbered = (0_usize..).map_while(move |number| {
+                let request = stamps.get(number % stamps.len().max(1))?;
+                Some(Job::Request(request.numbered(first ^ number as u64).into()))
+            });
+            return Ok(Box::new(numbered));
+        }
+        let requests: Vec<Rc<[u8]>> = requests.map(Into::into).collect();
         return Ok(Box::new(requests.into_iter().cycle().map(Job::Request)));
     }
     let [what, ..] = chance(settings);
