@@ -18,6 +18,10 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Load one target and print what it answered with.
+    ///
+    /// In an open loop (`--rate`, `--trace`) requests are sent when they are due, however slow answers are, and times count
+    /// from then. In a closed loop (`--connections`, the default) each connection sends its next request when its answer is
+    /// complete.
     Run(Box<run::Run>),
     /// Measure several proxies in turn against the same two mock engines.
     CompareProxies(Compare),

@@ -23,8 +23,7 @@ pub(crate) enum Workload {
     Trace,
 }
 
-/// In an open loop (`--rate`, `--trace`) requests are sent when they are due, however slow answers are, and times count from
-/// then. In a closed loop (`--connections`, the default) each connection sends its next request when its answer is complete.
+/// What is sent where, and when.
 #[derive(Args)]
 pub(crate) struct Run {
     /// Where to send requests; without a path to that of the endpoint.

@@ -284,3 +284,41 @@ fn result(run: &Run, settings: &Settings, measured: Measured) -> RunResult {
         series: closing.series,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::player::Books as _;
+
+    /// A second in which this program worked so long, and so many of a thousand requests were sent as late as that.
+    fn measured(own_ms: u64, late: u64, by_ms: u64) -> Measured {
+        let opened = Instant::now();
+        let mut books = Books::new(true, opened).unwrap();
+        for number in 0..1000 {
+            let lag = Duration::from_millis(if number < late { by_ms } else { 1 });
+            books.sent(opened, opened + lag);
+        }
+        let closing = books.finish(opened + Duration::from_secs(1));
+        let own = Spent { own: Duration::from_millis(own_ms), all: None };
+        let spent = Some(Readings { target: None, own });
+        Measured { closing, started: String::new(), interrupted: false, crowded: false, spent }
+    }
+
+    #[test]
+    fn a_generator_is_behind_when_many_requests_are_late_or_its_thread_is_busy() {
+        assert_eq!(behind(&measured(500, 0, 0), 9), None);
+        assert_eq!(behind(&measured(500, 10, 1000), 9), None, "a hundredth may be");
+        assert_eq!(behind(&measured(500, 1000, 15), 9), None, "a little late");
+        let late = behind(&measured(500, 11, 1000), 9).unwrap();
+        assert!(
+            late.starts_with("1.1 % of the requests were sent over 20 ms late, at most 1000 ms; run it on"),
+            "{late}"
+        );
+        let busy = behind(&measured(950, 0, 0), 9).unwrap();
+        assert!(busy.starts_with("this program used 95 % of its one thread; run it on"), "{busy}");
+        let crowded = Measured { crowded: true, ..measured(500, 20, 30) };
+        assert!(behind(&crowded, 9).unwrap().contains("9 requests were under way and others waited here"));
+    }
+}
