@@ -427,6 +427,7 @@ fn backends_are_told_apart_by_any_header_up_to_a_semicolon() {
     assert_eq!(shares, HashMap::from([("e-0".to_owned(), 20), ("e-1".to_owned(), 10)]));
     assert!((kept["imbalance"].as_f64().unwrap() - 4.0 / 3.0).abs() < 1e-9);
     assert_eq!(kept["tokens"], Value::Null, "nobody told");
+    assert!(run.stdout().contains("| e-0 | 20 | 66.7 | 0.0 |"), "{}", run.stdout());
 }
 
 #[test]
