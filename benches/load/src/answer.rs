@@ -1,18 +1,23 @@
 //! Reads one HTTP/1.1 answer piece by piece: where it ends, how many events it held, whether it was whole.
 //!
-//! Fed by `client`; pure. Of the body it keeps the last bytes only, so its memory is constant, unless it is told to
-//! keep all of it, which is bounded. It understands `content-length` and chunked bodies; a body that ends with the
+//! Fed by `client`; pure. Of the body it keeps the last bytes only, as many as it is told to, so its memory is constant, unless
+//! it is told to keep all of it, which is bounded. It understands `content-length` and chunked bodies; a body that ends with the
 //! connection is refused.
+use std::rc::Rc;
+
 use memchr::{memchr, memchr_iter};
 
 const HEADERS_MAX: usize = 64;
 /// A chunk-size or trailer line longer than this is not HTTP that we want to measure.
 const LINE_BYTES_MAX: usize = 1024;
-const STREAM_END: &[u8] = b"data: [DONE]\n\n";
+/// How an engine ends an event stream, but for the empty line and whether there is a space.
+const STREAM_ENDS: [&[u8]; 2] = [b"data: [DONE]", b"data:[DONE]"];
+/// As much of the end is always kept: the line, and its end and that of an empty line after it.
+const TAIL_BYTES_MIN: usize = 16;
 /// A kept body is not longer than this.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The header in which a mock engine tells its name.
-const SERVED_BY: &str = "x-served-by";
+pub(crate) const SERVED_BY: &str = "x-served-by";
 
 #[derive(Debug)]
 enum State {
@@ -23,6 +28,27 @@ enum State {
     ChunkEnd,
     Trailer,
     Complete,
+}
+
+/// What a line of an event stream is, as far as it has arrived.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// Nothing, or the first half of its end.
+    Blank,
+    /// A colon begins it: it only keeps the connection alive.
+    Comment,
+    Data,
+}
+
+impl Line {
+    /// The same line with more of it.
+    fn and(self, more: &[u8]) -> Self {
+        match (self, more.iter().find(|byte| **byte != b'\r')) {
+            (Self::Blank, Some(b':')) => Self::Comment,
+            (Self::Blank, Some(_)) => Self::Data,
+            (line, _) => line,
+        }
+    }
 }
 
 /// Why an answer cannot be read any further.
@@ -42,10 +68,15 @@ pub(crate) struct Answer {
     status: u16,
     closes: bool,
     events: u64,
-    after_newline: bool,
+    line: Line,
+    /// The event under way has a line that is no comment.
+    has_data: bool,
     tail: Vec<u8>,
+    tail_bytes: usize,
     body: Option<Vec<u8>>,
+    backend_header: Option<Rc<str>>,
     served_by: Option<String>,
+    retry_after: Option<u64>,
 }
 
 impl Answer {
@@ -55,16 +86,30 @@ impl Answer {
             status: 0,
             closes: false,
             events: 0,
-            after_newline: false,
-            tail: Vec::with_capacity(2 * STREAM_END.len()),
+            line: Line::Blank,
+            has_data: false,
+            tail: Vec::with_capacity(2 * TAIL_BYTES_MIN),
+            tail_bytes: TAIL_BYTES_MIN,
             body: None,
+            backend_header: None,
             served_by: None,
+            retry_after: None,
         }
     }
 
-    /// An answer whose body is kept.
-    pub(crate) fn kept() -> Self {
-        Self { body: Some(Vec::new()), ..Self::new() }
+    /// Keeps the body, if that is wanted.
+    pub(crate) fn keeping_body(self, wanted: bool) -> Self {
+        Self { body: wanted.then(Vec::new), ..self }
+    }
+
+    /// Keeps so many bytes of the body's end.
+    pub(crate) fn keeping_tail(self, bytes: usize) -> Self {
+        Self { tail_bytes: bytes.max(TAIL_BYTES_MIN), ..self }
+    }
+
+    /// Takes the engine's name from this header, up to a semicolon.
+    pub(crate) fn named_by(self, header: Rc<str>) -> Self {
+        Self { backend_header: Some(header), ..self }
     }
 
     /// Takes what it can of `input` and says how many bytes that was; the rest has to be offered again with more.
@@ -98,19 +143,30 @@ impl Answer {
         self.body.as_deref().unwrap_or_default()
     }
 
+    /// The end of the body as far as it has arrived.
+    pub(crate) fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// The engine that answered, if it tells.
     pub(crate) fn served_by(&self) -> Option<&str> {
         self.served_by.as_deref()
     }
 
-    /// Server-sent events seen so far: blocks that end in an empty line.
+    /// After how many seconds to come again, if it tells.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.retry_after
+    }
+
+    /// Server-sent events seen so far: blocks that end in an empty line, and are more than comments.
     pub(crate) fn events(&self) -> u64 {
         self.events
     }
 
     /// The body ended as an event stream of an engine ends.
     pub(crate) fn ends_stream(&self) -> bool {
-        self.tail.ends_with(STREAM_END)
+        let tail = self.tail.trim_ascii_end();
+        STREAM_ENDS.iter().any(|end| tail.ends_with(end))
     }
 
     /// The body ended as a JSON object ends.
@@ -175,7 +231,11 @@ impl Answer {
                 .find(|header| header.name.eq_ignore_ascii_case(name))
                 .map(|header| header.value)
         };
-        self.served_by = value(SERVED_BY).map(|name| String::from_utf8_lossy(name).into_owned());
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        let name = value(self.backend_header.as_deref().unwrap_or(SERVED_BY));
+        let name = name.map(|name| name.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii());
+        self.served_by = name.filter(|name| !name.is_empty()).map(text);
+        self.retry_after = value("retry-after").and_then(|value| text(value).trim().parse().ok());
         self.closes = value("connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
         let chunked = value("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case(b"chunked"));
         self.state = if chunked {
@@ -218,19 +278,19 @@ impl Answer {
 
     /// Counts empty lines and remembers the end, across any cut.
     fn observe(&mut self, data: &[u8]) {
-        let mut expected = self.after_newline.then_some(0);
+        let mut start = 0;
         for at in memchr_iter(b'\n', data) {
-            if expected == Some(at) {
-                self.events += 1;
-                expected = None;
-            } else {
-                expected = Some(at + 1);
+            match self.line.and(data.get(start..at).unwrap_or_default()) {
+                Line::Blank => self.events += u64::from(std::mem::take(&mut self.has_data)),
+                Line::Comment => {}
+                Line::Data => self.has_data = true,
             }
+            (self.line, start) = (Line::Blank, at + 1);
         }
-        self.after_newline = expected == Some(data.len());
-        let kept = data.get(data.len().saturating_sub(STREAM_END.len())..).unwrap_or(data);
+        self.line = self.line.and(data.get(start..).unwrap_or_default());
+        let kept = data.get(data.len().saturating_sub(self.tail_bytes)..).unwrap_or(data);
         self.tail.extend_from_slice(kept);
-        self.tail.drain(..self.tail.len().saturating_sub(STREAM_END.len()));
+        self.tail.drain(..self.tail.len().saturating_sub(self.tail_bytes));
     }
 }
 
@@ -278,12 +338,12 @@ mod tests {
 
     #[test]
     fn a_body_is_kept_only_on_demand_and_never_beyond_its_bound() {
-        let mut answer = Answer::kept();
+        let mut answer = Answer::new().keeping_body(true);
         answer.feed(STREAM).unwrap();
         assert_eq!(answer.body(), b"data: {\"a\"}\n\ndata: {\"b\"}\n\ndata: [DONE]\n\n");
         assert!(read(STREAM, 10).unwrap().0.body().is_empty());
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
-        let mut long = Answer::kept();
+        let mut long = Answer::new().keeping_body(true);
         long.feed(head.as_bytes()).unwrap();
         assert!(long.feed(&vec![b'x'; BODY_BYTES_MAX]).is_ok() && long.feed(b"x").is_err());
     }
@@ -292,6 +352,34 @@ mod tests {
     fn the_engine_is_known_by_its_header() {
         let text = b"HTTP/1.1 200 OK\r\nX-Served-By: vllm-7\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(read(text, 1000).unwrap().0.served_by(), Some("vllm-7"));
+        let text = b"HTTP/1.1 429 No\r\nx-decision: b ; hit=3\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
+        let mut answer = Answer::new().named_by("X-Decision".into());
+        answer.feed(text).unwrap();
+        assert_eq!((answer.served_by(), answer.retry_after()), (Some("b"), Some(7)));
+    }
+
+    #[test]
+    fn as_much_of_the_end_is_kept_as_is_wanted() {
+        let (mut answer, mut pending) = (Answer::new().keeping_tail(20), Vec::new());
+        for piece in STREAM.chunks(3) {
+            pending.extend_from_slice(piece);
+            let used = answer.feed(&pending).unwrap();
+            pending.drain(..used);
+        }
+        assert_eq!(answer.tail(), b"\"b\"}\n\ndata: [DONE]\n\n");
+        assert!(answer.ends_stream());
+    }
+
+    #[test]
+    fn lines_may_end_with_crlf_and_comments_are_no_events() {
+        let body =
+            ": wait\r\n\r\ndata: {\"a\"}\r\n\r\n: wait\r\n\r\nevent: x\r\ndata:1\r\n\r\ndata: [DONE]\r\n\r\n";
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        for size in 1..text.len() {
+            let (answer, _) = read(text.as_bytes(), size).unwrap();
+            assert!(answer.is_complete() && answer.ends_stream(), "size {size}");
+            assert_eq!(answer.events(), 3, "size {size}");
+        }
     }
 
     #[test]

@@ -3,12 +3,11 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use http::Uri;
 
 use crate::contestant::Contestant;
-use crate::routing;
+use crate::{routing, run};
 
-/// Measures what a proxy in front of LLM engines costs.
+/// Measures gateways in front of LLM engines: under load, beside other proxies, under several policies.
 #[derive(Parser)]
 #[command(version)]
 pub(crate) struct Arguments {
@@ -19,7 +18,11 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Load one target and print what it answered with.
-    Run(Run),
+    ///
+    /// In an open loop (`--rate`, `--trace`) requests are sent when they are due, however slow answers are, and times count
+    /// from then. In a closed loop (`--connections`, the default) each connection sends its next request when its answer is
+    /// complete.
+    Run(Box<run::Run>),
     /// Measure several proxies in turn against the same two mock engines.
     CompareProxies(Compare),
     /// Measure what kvway's policies make of the same requests, before simulated engines with KV caches.
@@ -75,50 +78,6 @@ pub(crate) struct Routing {
     /// Under a minute: by default one round of 2 s.
     #[arg(long)]
     pub(crate) quick: bool,
-}
-
-/// Every connection sends its next request when the answer to the last one is complete.
-#[derive(Args)]
-pub(crate) struct Run {
-    /// Where to send requests; without a path to `/v1/chat/completions`.
-    #[arg(long, value_name = "URL")]
-    pub(crate) target: Uri,
-    /// Connections, each with one request at a time.
-    #[arg(long, default_value = "16")]
-    pub(crate) connections: NonZeroUsize,
-    /// How long to measure.
-    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration, conflicts_with = "requests")]
-    pub(crate) duration: Duration,
-    /// Send load for this long before measuring.
-    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration, conflicts_with = "requests")]
-    pub(crate) warm_up: Duration,
-    /// Measure this many requests instead of a time.
-    #[arg(long)]
-    pub(crate) requests: Option<u64>,
-    /// Size of a request body, exactly.
-    #[arg(long, default_value = "16KiB")]
-    pub(crate) body_bytes: ByteSize,
-    /// How many different bodies are sent in turn.
-    #[arg(long, default_value_t = 200)]
-    pub(crate) distinct: usize,
-    /// Ask for event streams.
-    #[arg(long)]
-    pub(crate) stream: bool,
-    /// Model name in the requests.
-    #[arg(long, default_value = "tiny")]
-    pub(crate) model: String,
-    /// Seed of the bodies.
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
-    /// How long one request may take.
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
-    pub(crate) timeout: Duration,
-    /// Account CPU time of this process and all below it.
-    #[arg(long)]
-    pub(crate) pid: Option<i32>,
-    /// Also write the result to this file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
 }
 
 /// A part of `compare-proxies`.

@@ -1,15 +1,15 @@
 //! One keep-alive connection that sends a request, waits for the whole answer and starts again.
 //!
-//! Driven by `window`, one task each, and lent by `routing::player`. The requests are bytes made beforehand and the
+//! Driven by `window`, one task each, and lent by `player`. The requests are bytes made beforehand and the
 //! answers are scanned where they arrive: the generator shares its core with the engines, so it does as little as it
 //! can per request.
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::{net::TcpStream, time, time::Instant};
+use tokio::time::{self, Instant};
 
 use crate::answer::{Answer, Malformed};
 use crate::measurement::{Failure, Recorder};
+use crate::socket::{Address, Socket};
 
 const READ_BYTES: usize = 32 * 1024;
 /// After a failure, so that a target that refuses everything does not turn the loop into a busy one.
@@ -24,20 +24,19 @@ pub(crate) struct Requests {
 
 /// A connection to one address; opened when it is needed.
 pub(crate) struct Connection {
-    address: SocketAddr,
-    socket: Option<TcpStream>,
+    address: Address,
+    socket: Option<Socket>,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) fn to(address: SocketAddr) -> Self {
-        Self { address, socket: None, buffer: vec![0; READ_BYTES] }
+    pub(crate) fn to(address: impl Into<Address>) -> Self {
+        Self { address: address.into(), socket: None, buffer: vec![0; READ_BYTES] }
     }
 
-    /// Whether it is open, and nothing came that nobody asked for. Needs a moment in which this task waited.
-    pub(crate) fn rests(&self) -> bool {
-        let read = self.socket.as_ref().map(|socket| socket.try_read(&mut [0]));
-        read.is_some_and(|read| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
+    /// Whether a request may be sent on the connection that is open: the other side has not closed it, as far as we know.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.socket.as_ref().is_some_and(Socket::is_silent)
     }
 
     /// Sends requests until the recorder has no more turns.
@@ -102,7 +101,7 @@ impl Connection {
     ) -> Result<(), Failure> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => connect(self.address).await.map_err(Failure::Connect)?,
+            None => Socket::connect(&self.address).await.map_err(Failure::Connect)?,
         };
         let socket = self.socket.insert(socket);
         socket.write_all(request).await?;
@@ -134,14 +133,9 @@ pub(crate) fn check(answer: &Answer, stream: bool) -> Result<(), Failure> {
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect(address).await?;
-    socket.set_nodelay(true)?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -175,6 +169,26 @@ mod tests {
         assert_eq!(summary.requests, 2);
         assert_eq!(summary.errors.by_kind.get("closed"), Some(&1));
         assert_eq!(summary.errors.by_kind.get("connect"), Some(&1));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_other_side_closed_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut connection = Connection::to(listener.local_addr().unwrap());
+        assert!(!connection.is_usable());
+        let server = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_exact(&mut [0; 4]).await.unwrap();
+            socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            socket
+        };
+        let asked = connection.exchange(b"ping", Answer::new(), Duration::from_secs(30), |_| {});
+        let (answer, socket) = tokio::join!(asked, server);
+        assert!(answer.is_ok_and(|answer| answer.is_complete()) && connection.is_usable());
+        drop(socket);
+        while connection.is_usable() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

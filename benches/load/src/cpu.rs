@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{time, unistd::Pid};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measurement::real;
 
@@ -66,7 +66,7 @@ impl CpuMeter {
 }
 
 /// CPU time of a proxy, per unit of its work.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct CpuUse {
     pub(crate) seconds: f64,
     /// 1 = one core was busy all the time.

@@ -94,7 +94,7 @@ async fn let_rest(running: &mut Running, connections: usize) -> Result<Rest> {
         open.push(connection);
     }
     let resting = at_rest(running).await?;
-    let closed = open.iter().filter(|connection| !connection.rests()).count();
+    let closed = open.iter().filter(|connection| !connection.is_usable()).count();
     ensure!(closed == 0, "{closed} connections were closed while they rested");
     Ok(Rest::new(before, resting, connections))
 }

@@ -3,10 +3,10 @@
 //! Asked once by `contest`. It names no host and no user.
 use std::{fs, path::Path, process::Command};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine under a measurement.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) cpu_model: String,

@@ -1,25 +1,21 @@
 //! `kvway-bench`: load for LLM gateways, a comparison of what proxies cost, and one of what policies are worth.
 //!
-//! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
-//! `measurement`; around it `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`, `process`, `cpu`, `memory`,
-//! `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
+//! Reading order: `arguments`; `client` → `answer` → `measurement` are one request. On them stands `player`, which plays a `plan`
+//! of `traffic` by `wire` and `reply`, for one target in `run` (→ `result`) and for policies in `routing`. Proxies are compared in
+//! `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`, `workload`, `window`, `process`, `cpu`, `memory`,
+//! `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
-use std::{fs, path::Path, rc::Rc};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::{Arguments, Command, Compare, Routing, Run};
-use crate::client::{Connection, Requests};
-use crate::cpu::CpuMeter;
-use crate::measurement::{Quota, Recorder, Summary};
-use crate::target::Target;
-use crate::window::{Limit, Window};
-use crate::workload::Workload;
+use crate::arguments::{Arguments, Command, Compare, Routing};
 
+mod alarm;
 mod answer;
 mod arguments;
 mod client;
@@ -34,15 +30,23 @@ mod machine;
 mod markdown;
 mod measurement;
 mod memory;
+mod plan;
+mod player;
 mod process;
 mod readiness;
+mod reply;
 mod report;
+mod result;
 mod routing;
+mod run;
 mod schedule;
+mod socket;
 mod spread;
 mod stage;
 mod target;
+mod traffic;
 mod window;
+mod wire;
 mod workload;
 
 fn main() -> ExitCode {
@@ -63,7 +67,7 @@ fn start(command: &Command) -> Result<()> {
     runtime.block_on(async {
         let interrupt = interrupt()?;
         match command {
-            Command::Run(run) => load(run, interrupt).await,
+            Command::Run(load) => run::run(load, interrupt).await,
             Command::Routing(settings) => compare_policies(settings, interrupt).await,
             Command::CompareProxies(compare) => tokio::select! {
                 result = compare_proxies(compare) => result,
@@ -85,54 +89,6 @@ fn interrupt() -> Result<impl Future<Output = ()>> {
             _ = hangup.recv() => {}
         }
     })
-}
-
-/// What `run` keeps as JSON.
-#[derive(Serialize)]
-struct Kept<'a> {
-    target: String,
-    connections: usize,
-    workload: &'a Workload,
-    summary: &'a Summary,
-}
-
-async fn load(run: &Run, interrupt: impl Future<Output = ()>) -> Result<()> {
-    let target = Target::parse(&run.target)?;
-    let address = target.resolve().await?;
-    let meter = run.pid.map(CpuMeter::of_tree).transpose()?;
-    let workload = Workload {
-        model: run.model.clone(),
-        body_bytes: usize::try_from(run.body_bytes.as_u64())?,
-        distinct: run.distinct,
-        stream: run.stream,
-        seed: run.seed,
-    };
-    let bytes = workload.requests(&target.authority, &target.path)?;
-    let requests = Rc::new(Requests { bytes, stream: run.stream, timeout: run.timeout });
-    tokio::pin!(interrupt);
-    let recorder = Recorder::new(Quota::Endless)?;
-    let mut connection = Connection::to(address);
-    let trial = tokio::select! {
-        trial = connection.request(&requests, 0, &recorder) => trial,
-        () = &mut interrupt => bail!("interrupted before the first answer"),
-    };
-    trial.with_context(|| format!("{} does not serve", run.target))?;
-    let limit = match run.requests {
-        Some(requests) => Limit::Requests(requests),
-        None => Limit::Time { settling: run.warm_up, counted: run.duration },
-    };
-    let window = Window { connections: run.connections.get(), limit };
-    let summary = window.measure(&[address], &requests, meter.as_ref(), interrupt).await?;
-    let target = run.target.to_string();
-    print(&markdown::summary(&target, &summary)?)?;
-    if let Some(file) = &run.json {
-        let connections = run.connections.get();
-        keep(file, &Kept { target, connections, workload: &workload, summary: &summary })?;
-    }
-    if summary.requests == 0 && !summary.interrupted {
-        bail!("no request to {} succeeded", run.target);
-    }
-    Ok(())
 }
 
 async fn compare_proxies(compare: &Compare) -> Result<()> {

@@ -1,14 +1,16 @@
-//! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main`.
+//! A comparison, or the summary of one run, as Markdown for people. Pure; printed by `main` and `run`.
 //! `routing::table` draws with the same [`head`] and [`cell`].
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt::{Display, Error, Write};
 
 use bytesize::ByteSize;
 
 use crate::contestant::Contestant;
-use crate::measurement::Summary;
+use crate::measurement::real;
 use crate::memory::mib;
 use crate::report::{CPU_PER_EVENT, CPU_PER_REQUEST, Case, FLOOR, Kind, P50, Report};
+use crate::result::RunResult;
 use crate::spread::Spread;
 use crate::{idle, routing};
 
@@ -244,41 +246,85 @@ pub(crate) fn cell(
     }
 }
 
-/// What one run measured.
-pub(crate) fn summary(target: &str, summary: &Summary) -> Result<String, Error> {
+/// What one run measured; the target may have said after how many seconds to come again.
+pub(crate) fn summary(result: &RunResult, retry_after_max: Option<u64>) -> Result<String, Error> {
     let mut text = String::new();
-    writeln!(text, "{target}: {} requests in {:.2} s", summary.requests, summary.seconds)?;
-    if summary.interrupted {
+    writeln!(text, "{}: {} requests in {:.2} s", result.label, result.requests, result.seconds)?;
+    if result.interrupted {
         writeln!(text, "interrupted: this is what was measured until then")?;
     }
     writeln!(text)?;
-    head(&mut text, "µs", ["mean", "p50", "p90", "p99", "max"].into_iter())?;
-    for (name, quantiles) in
-        [("latency", &summary.latency), ("first event", &summary.ttft), ("gap", &summary.gap)]
-    {
-        let Some(q) = quantiles else { continue };
-        let (mean, p50, p90, p99, max) = (q.mean_us, q.p50_us, q.p90_us, q.p99_us, q.max_us);
-        writeln!(text, "| {name} | {mean:.0} | {p50:.0} | {p90:.0} | {p99:.0} | {max:.0} |")?;
+    head(&mut text, "ms", ["mean", "p50", "p90", "p95", "p99", "max"].into_iter())?;
+    for (name, times) in [
+        ("latency", &result.latency),
+        ("first event", &result.ttft),
+        ("gap", &result.gap),
+        ("sent late", &result.lag),
+    ] {
+        let Some(it) = times else { continue };
+        write!(text, "| {name} |")?;
+        for us in [it.mean_us, it.p50_us, it.p90_us, it.p95_us, it.p99_us, it.max_us] {
+            write!(text, " {:.2} |", us / 1e3)?;
+        }
+        writeln!(text)?;
     }
-    writeln!(text, "\nrequests/s: {:.1}", summary.requests_per_second)?;
-    if summary.events > 0 {
-        writeln!(text, "events/s: {:.1}", summary.events_per_second)?;
+    writeln!(text, "\nrequests/s: {:.1}", result.requests_per_second)?;
+    if result.events > 0 {
+        writeln!(text, "events/s: {:.1}", real(result.events) / result.seconds)?;
     }
-    if let Some(cpu) = &summary.cpu {
+    if let Some(tokens) = &result.tokens {
+        let (prompt, completion, hits) = (tokens.prompt, tokens.completion, 100.0 * tokens.hit_ratio);
+        writeln!(text, "tokens: {prompt} of prompts, {hits:.1} % of them cached; {completion} of answers")?;
+    }
+    if let Some(cpu) = &result.cpu {
         write!(text, "CPU: {:.3} cores", cpu.cores)?;
         for (us, unit) in [(cpu.us_per_request, "request"), (cpu.us_per_event, "event")] {
             us.map_or(Ok(()), |us| write!(text, ", {us:.2} µs/{unit}"))?;
         }
         writeln!(text)?;
     }
-    writeln!(text, "errors: {}", summary.errors.total())?;
-    for (kind, count) in &summary.errors.by_kind {
+    if result.shed > 0 {
+        write!(text, "shed (429, 503): {}", result.shed)?;
+        retry_after_max.map_or(Ok(()), |most| write!(text, ", retry-after up to {most} s, not heeded"))?;
+        writeln!(text)?;
+    }
+    writeln!(text, "errors: {}", result.errors.values().sum::<u64>())?;
+    for (kind, count) in &result.errors {
         writeln!(text, "  {kind}: {count}")?;
     }
-    if let Some(error) = &summary.errors.first {
+    if let Some(error) = &result.first_error {
         writeln!(text, "  the first: {error}")?;
     }
+    backends(&mut text, result)?;
+    if let Some(behind) = &result.behind {
+        writeln!(text, "\nThese figures tell of the generator, not of the target: {behind}.")?;
+    }
     Ok(text)
+}
+
+/// So many backends are shown, the busiest ones.
+const BACKENDS_SHOWN: usize = 20;
+
+fn backends(text: &mut String, result: &RunResult) -> Result<(), Error> {
+    if result.backends.is_empty() {
+        return Ok(());
+    }
+    writeln!(text)?;
+    head(text, "backend", ["requests", "share %", "cached %"].into_iter())?;
+    let mut backends: Vec<_> = result.backends.iter().collect();
+    backends.sort_by_key(|(_, share)| Reverse(share.requests));
+    let all: u64 = backends.iter().map(|(_, share)| share.requests).sum();
+    for (name, share) in backends.iter().take(BACKENDS_SHOWN) {
+        let of_all = 100.0 * real(share.requests) / real(all);
+        let cached = 100.0 * real(share.cached_tokens) / real(share.prompt_tokens.max(1));
+        writeln!(text, "| {name} | {} | {of_all:.1} | {cached:.1} |", share.requests)?;
+    }
+    if let Some(more) = backends.len().checked_sub(BACKENDS_SHOWN).filter(|more| *more > 0) {
+        writeln!(text, "and {more} more")?;
+    }
+    result
+        .imbalance
+        .map_or(Ok(()), |it| writeln!(text, "imbalance: {it:.2} (the busiest, divided by the mean)"))
 }
 
 #[cfg(test)]

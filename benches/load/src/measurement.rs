@@ -2,14 +2,17 @@
 //!
 //! Connections record into one `Recorder`; `window` opens and closes it. Bounded by three histograms, whatever the
 //! number of requests. An answer counts in the window in which it ends, so that closing a window cuts nothing off.
-//! `routing` keeps other books, out of the same [`Times`] and [`Errors`].
+//! `routing` and `run` keep other books, out of the same [`Times`].
 use std::cell::{Cell, RefCell};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, iter, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer, V2Serializer};
 use serde::Serialize;
 
 use crate::cpu::{CpuUse, Spent};
+use crate::result::Distribution;
 
 /// What went wrong with one request.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// The key under which it is counted, where statuses are told apart.
+    pub(crate) fn kind_of_status(&self) -> String {
+        match self {
+            Self::Status(status) => format!("status {status}"),
+            _ => self.kind().to_owned(),
+        }
+    }
+
     /// The key under which it is counted.
     fn kind(&self) -> &'static str {
         match self {
@@ -219,6 +230,44 @@ impl Times {
         self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// The same time so many times.
+    pub(crate) fn record_n(&mut self, time: Duration, count: u64) {
+        self.0.saturating_record_n(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), count);
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    /// `None` before anything is recorded.
+    pub(crate) fn quantile_us(&self, quantile: f64) -> Option<f64> {
+        (!self.0.is_empty()).then(|| real(self.0.value_at_quantile(quantile)) / 1e3)
+    }
+
+    /// All that is recorded, as it is kept; `None` before anything is.
+    pub(crate) fn distribution(&self) -> Option<Distribution> {
+        let at = |quantile| self.quantile_us(quantile);
+        let mut bytes = Vec::new();
+        // Writing into memory cannot fail, and the histogram is far smaller than the format's bound.
+        let _written = V2Serializer::new().serialize(&self.0, &mut bytes);
+        let points = self.0.iter_quantiles(CURVE_POINTS_PER_HALVING);
+        let points =
+            points.map(|point| (100.0 * point.quantile_iterated_to(), real(point.value_iterated_to()) / 1e3));
+        let least = (0.0, real(self.0.min()) / 1e3);
+        Some(Distribution {
+            count: self.0.len(),
+            mean_us: self.0.mean() / 1e3,
+            p50_us: at(0.5)?,
+            p90_us: at(0.9)?,
+            p95_us: at(0.95)?,
+            p99_us: at(0.99)?,
+            max_us: real(self.0.max()) / 1e3,
+            curve: iter::once(least).chain(points.filter(|(percentile, _)| *percentile > 0.0)).collect(),
+            histogram: BASE64.encode(bytes),
+        })
+    }
+
     /// `None` before anything is recorded.
     pub(crate) fn quantiles(&self) -> Option<Quantiles> {
         let at = |quantile| real(self.0.value_at_quantile(quantile)) / 1e3;
@@ -234,6 +283,8 @@ impl Times {
     }
 }
 
+/// So many points of a curve for each halving of the distance to 100 %.
+const CURVE_POINTS_PER_HALVING: u32 = 5;
 /// Ten minutes: longer than any request may take.
 const NANOS_MAX: u64 = 600_000_000_000;
 
@@ -283,6 +334,26 @@ mod tests {
         let gap = summary.gap.unwrap();
         assert_eq!(gap.count, 3);
         assert!(gap.p50_us < 1.0 && gap.max_us > 1999.0);
+    }
+
+    #[test]
+    fn a_distribution_holds_a_rising_curve_and_the_whole_histogram() {
+        let mut times = Times::new().unwrap();
+        assert!(times.distribution().is_none());
+        (1..=1000).for_each(|ms| times.record(Duration::from_millis(ms)));
+        let kept = times.distribution().unwrap();
+        assert!((kept.p95_us - 950_000.0).abs() < 1000.0 && (kept.max_us - 1e6).abs() < 1000.0);
+        assert!(kept.curve.is_sorted_by(|before, after| before.0 < after.0 && before.1 <= after.1));
+        let (first, last) = (kept.curve[0], *kept.curve.last().unwrap());
+        assert!(first.0 < 0.1 && (first.1 - 1000.0).abs() < 1.0, "{first:?}");
+        assert!((last.0 - 100.0).abs() < 1e-9 && (last.1 - kept.max_us).abs() < 1000.0, "{last:?}");
+        assert!(kept.curve.len() < 100, "{}", kept.curve.len());
+        let bytes = BASE64.decode(kept.histogram).unwrap();
+        let read: Histogram<u64> =
+            hdrhistogram::serialization::Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
+        assert_eq!((read.len(), read.max()), (1000, times.0.max()));
+        times.clear();
+        assert!(times.quantile_us(0.5).is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One measured window: connections start, settle, are counted for a while, and end.
 //!
-//! Used by `run` and by `contest`. Bounded by its duration or its number of requests, and by the timeout of a request
+//! Used by `contest`. Bounded by its duration or its number of requests, and by the timeout of a request
 //! at the end. It measures one target and compares nothing.
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
@@ -25,6 +25,7 @@ pub(crate) enum Limit {
     /// After a time; what happens in the first `settling` is not counted.
     Time { settling: Duration, counted: Duration },
     /// After so many requests, all of them counted.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests end a window by it"))]
     Requests(u64),
 }
 

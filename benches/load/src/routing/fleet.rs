@@ -9,11 +9,11 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::player::SESSION_HEADER;
 use crate::contest::MODEL;
 use crate::contestant::{Post, Programs, kvway, write};
 use crate::process::{Process, free_address};
 use crate::readiness::{Readiness, call};
+use crate::wire::SESSION_HEADER;
 
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 

@@ -1,40 +1,47 @@
 //! What policies are worth: the same requests through one policy after the other, before engines with KV caches.
 //!
-//! Called by `main`. Reading order: `plan` ← `workload/`; `fleet`, `player` with `stream` → `tally` → `report` → `table`.
+//! Called by `main`. Reading order: `workload` over `traffic`; `fleet`, `player` → `tally` → `report` → `table`.
 //! Rounds are interleaved: in each, every policy is measured once with the requests of that round, so that what changes
 //! on the machine meets all alike. Nothing is pinned to a core: the engines' time is simulated and has to be the
 //! bottleneck, which the report checks by what the processes use of the machine.
 mod fleet;
-mod plan;
-mod player;
 mod report;
-mod stream;
 mod table;
 mod tally;
 mod workload;
 
 use std::collections::BTreeMap;
 use std::io::{Write, stderr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use http::uri::Authority;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use crate::answer::SERVED_BY;
 use crate::arguments::Routing;
+use crate::contest::MODEL;
 use crate::contestant::Programs;
 use crate::cpu::{CpuMeter, CpuUse};
 use crate::machine::{self, Machine};
+use crate::plan::{Job, Session};
+use crate::player::{self, LEAD, Player};
 use crate::process;
+use crate::target::CHAT_PATH;
+use crate::wire::{Endpoint, Wire};
+use crate::workload::BENCH_KEY;
 
 use fleet::{ENGINES, Fleet};
-use plan::Plan;
 pub(crate) use report::Report;
 use report::{Case, Settings};
 pub(crate) use table::report as table;
-use tally::Outcome;
+use tally::{Outcome, Tally};
 pub(crate) use workload::Workload;
 
 const ROUNDS: usize = 3;
@@ -43,6 +50,8 @@ const SETTLING: Duration = Duration::from_secs(3);
 const QUICK_ROUNDS: usize = 1;
 const QUICK_COUNTED: Duration = Duration::from_secs(2);
 const QUICK_SETTLING: Duration = Duration::from_millis(500);
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Runs the whole comparison; what was measured before an interrupt is reported.
 pub(crate) async fn run(routing: &Routing, interrupt: impl Future<Output = ()>) -> Result<Report> {
@@ -132,7 +141,7 @@ impl Stage {
     async fn window(
         &mut self,
         policy: &str,
-        plan: Plan,
+        plan: Vec<Session>,
         interrupt: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<Outcome>> {
         self.fleet.reset().await?;
@@ -141,9 +150,9 @@ impl Stage {
         let everybody = CpuMeter::of_tree(process::own_id())?.watching_all();
         let gateway_alone = CpuMeter::of_tree(gateway.pid())?;
         let (before, gateway_before) = (everybody.read()?, gateway_alone.read()?);
-        let (started, planned) = (Instant::now(), plan.requests());
+        let (started, planned) = (Instant::now(), plan.iter().map(|session| session.turns.len()).sum());
         let settling = Duration::from_secs_f64(self.settings.settling_seconds);
-        let played = player::play(plan, gateway.address, settling, interrupt).await?;
+        let played = play(plan, gateway.address, settling, interrupt).await?;
         gateway.check()?;
         let Some(tally) = played else {
             self.interrupted = true;
@@ -159,4 +168,43 @@ impl Stage {
         let cpu = [used(everybody.read()?.since(before)), used(gateway_alone.read()?.since(gateway_before))];
         Ok(Some(tally.outcome(planned, ENGINES.count, cpu)))
     }
+}
+
+/// Plays sessions to their end; `None` if that was interrupted.
+async fn play(
+    plan: Vec<Session>,
+    gateway: SocketAddr,
+    settling: Duration,
+    interrupt: impl Future<Output = ()>,
+) -> Result<Option<Tally>> {
+    let wire = Wire {
+        authority: Authority::from_static("engines.test"),
+        path: CHAT_PATH,
+        head: BENCH_KEY.to_owned(),
+        endpoint: Endpoint::Chat,
+        model: MODEL.to_owned(),
+        stream: true,
+        backend_header: SERVED_BY.into(),
+    };
+    let opened = Instant::now() + LEAD;
+    let tally = Tally::new(opened, settling).context("histograms")?;
+    let settings = player::Settings {
+        address: gateway.into(),
+        wire,
+        timeout: TIMEOUT,
+        under_way_max: usize::MAX,
+        until: None,
+    };
+    let (player, local) = (Player::new(settings, tally), LocalSet::new());
+    let jobs = plan.into_iter().map(|session| (session.start, Job::Session(session)));
+    let ended = local.run_until(async {
+        tokio::select! {
+            () = player.play(jobs, opened) => true,
+            () = interrupt => false,
+        }
+    });
+    let ended = ended.await;
+    // With it go the tasks, which hold the player.
+    drop(local);
+    Ok(Rc::into_inner(player).filter(|_| ended).map(|player| player.books.into_inner()))
 }

@@ -8,20 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::stream::Usage;
 use crate::cpu::CpuUse;
 use crate::measurement::{Errors, Failure, Quantiles, Times, real};
-
-/// What became of one request.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) due: Instant,
-    pub(crate) sent: Instant,
-    pub(crate) first_token: Instant,
-    pub(crate) end: Instant,
-    pub(crate) usage: Usage,
-    pub(crate) backend: Option<String>,
-}
+use crate::player::{Answered, Books};
 
 /// The books of one window.
 pub(crate) struct Tally {
@@ -91,28 +80,6 @@ impl Tally {
         })
     }
 
-    pub(crate) fn failed(&mut self, failure: &Failure) {
-        self.errors.add(failure);
-    }
-
-    pub(crate) fn answered(&mut self, answered: Answered) {
-        let Answered { due, sent, first_token, end, usage, backend } = answered;
-        self.ends.push(end - self.opened);
-        if due < self.settled {
-            return;
-        }
-        self.requests += 1;
-        self.ttft.record(first_token - due);
-        self.latency.record(end - due);
-        self.lateness.record(sent - due);
-        self.tokens.prompt += usage.prompt_tokens;
-        self.tokens.cached += usage.cached_tokens();
-        self.tokens.answer += usage.completion_tokens;
-        if let Some(backend) = backend {
-            *self.backends.entry(backend).or_default() += 1;
-        }
-    }
-
     /// Good answers so far, and the first failure.
     pub(crate) fn so_far(&self) -> (usize, Option<&str>) {
         (self.ends.len(), self.errors.first.as_deref())
@@ -149,6 +116,40 @@ impl Tally {
     }
 }
 
+impl Books for Tally {
+    fn sent(&mut self, _due: Instant, _now: Instant) {}
+
+    fn gap(&mut self, _due: Instant, _events: u64, _since: Duration, _now: Instant) {}
+
+    /// An engine that does not tell its usage would make a wrong hit ratio.
+    fn answered(&mut self, answered: Answered) {
+        let Answered { due, sent, first_event, end, usage, backend, .. } = answered;
+        let Some(usage) = usage else { return self.errors.add(&Failure::Usage) };
+        self.ends.push(end - self.opened);
+        if due < self.settled {
+            return;
+        }
+        self.requests += 1;
+        self.ttft.record(first_event.unwrap_or(end) - due);
+        self.latency.record(end - due);
+        self.lateness.record(sent - due);
+        self.tokens.prompt += usage.prompt_tokens;
+        self.tokens.cached += usage.cached_tokens();
+        self.tokens.answer += usage.completion_tokens;
+        if let Some(backend) = backend {
+            *self.backends.entry(backend).or_default() += 1;
+        }
+    }
+
+    fn shed(&mut self, _due: Instant, status: u16, _retry_after: Option<u64>, _now: Instant) {
+        self.errors.add(&Failure::Status(status));
+    }
+
+    fn failed(&mut self, _due: Instant, failure: &Failure, _now: Instant) {
+        self.errors.add(failure);
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -169,13 +170,14 @@ pub(super) mod tests {
             tally.answered(Answered {
                 due,
                 sent: due + Duration::from_millis(1),
-                first_token: due + ttft,
+                first_event: Some(due + ttft),
                 end: due + Duration::from_secs(1),
+                events: 5,
                 usage: serde_json::from_str(usage).unwrap(),
                 backend: Some(format!("vllm-{}", second % 2)),
             });
         }
-        tally.failed(&Failure::Status(503));
+        tally.shed(opened, 503, None, opened);
         tally.outcome(11, 4, cpu())
     }
 
