@@ -20,6 +20,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Load one target and print what it answered with.
     Run(Run),
+    /// Draw results of `run` as one page of HTML that needs no network.
+    Report(Html),
+    /// Compare two results of `run`: figures, ratios, and what is worse.
+    Compare(Pairing),
     /// Measure several proxies in turn against the same two mock engines.
     CompareProxies(Compare),
     /// Measure what kvway's policies make of the same requests, before simulated engines with KV caches.
@@ -121,6 +125,32 @@ pub(crate) struct Run {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Several results are drawn side by side in the same charts.
+#[derive(Args)]
+pub(crate) struct Html {
+    /// What `run --json` wrote.
+    #[arg(required = true, value_name = "RESULT")]
+    pub(crate) results: Vec<PathBuf>,
+    /// Write the page to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+/// Ratios are B divided by A.
+#[derive(Args)]
+pub(crate) struct Pairing {
+    /// What `run --json` wrote.
+    pub(crate) a: PathBuf,
+    /// What another `run --json` wrote.
+    pub(crate) b: PathBuf,
+    /// Also draw both in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Fail if a figure of B is worse by more than this ratio: 1.1 is by a tenth.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub(crate) fail_above: Option<f64>,
+}
+
 /// One core is the proxies', one is shared by the load and the engines.
 #[derive(Args)]
 pub(crate) struct Compare {
@@ -162,6 +192,11 @@ pub(crate) struct Compare {
     /// nginx, if it is neither in the search path nor in /usr/sbin.
     #[arg(long, value_name = "FILE", default_value = "nginx")]
     pub(crate) nginx: PathBuf,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio: &f64| ratio.is_finite() && *ratio >= 1.0);
+    ratio.ok_or_else(|| "a ratio is a number from 1 on".to_owned())
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
 //! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`, `comparison`,
-//! `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`.
+//! `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`. What `run` keeps
+//! (`result`) is read back (`kept`), drawn (`html`) and compared (`pair`); both show the figures of `headline`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path, rc::Rc};
@@ -12,10 +13,11 @@ use clap::Parser;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::{Arguments, Command, Compare, Routing, Run};
+use crate::arguments::{Arguments, Command, Compare, Html, Pairing, Routing, Run};
 use crate::client::{Connection, Requests};
 use crate::cpu::CpuMeter;
 use crate::measurement::{Quota, Recorder, Summary};
+use crate::pair::Pair;
 use crate::target::Target;
 use crate::window::{Limit, Window};
 use crate::workload::Workload;
@@ -27,9 +29,13 @@ mod comparison;
 mod contest;
 mod contestant;
 mod cpu;
+mod headline;
+mod html;
+mod kept;
 mod machine;
 mod markdown;
 mod measurement;
+mod pair;
 mod process;
 mod report;
 mod result;
@@ -59,6 +65,8 @@ fn start(command: &Command) -> Result<()> {
         match command {
             Command::Run(run) => load(run, interrupt).await,
             Command::Routing(settings) => compare_policies(settings, interrupt).await,
+            Command::Report(report) => draw(report),
+            Command::Compare(pairing) => pair_up(pairing),
             Command::CompareProxies(compare) => tokio::select! {
                 result = compare_proxies(compare) => result,
                 () = interrupt => bail!("interrupted; everything that was started has ended"),
@@ -141,15 +149,43 @@ async fn compare_policies(routing: &Routing, interrupt: impl Future<Output = ()>
     routing.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
 }
 
+fn draw(report: &Html) -> Result<()> {
+    write_html(&report.out, &html::page(&kept::read_all(&report.results)?)?)
+}
+
+fn pair_up(pairing: &Pairing) -> Result<()> {
+    let results = [kept::read(&pairing.a)?, kept::read(&pairing.b)?];
+    let [a, b] = &results;
+    let pair = Pair::new(a, b);
+    print(&pair.table()?)?;
+    if let Some(file) = &pairing.html {
+        write_html(file, &html::page(&results)?)?;
+    }
+    let Some(limit) = pairing.fail_above else { return Ok(()) };
+    match pair.worse_than(limit) {
+        Some(worse) => bail!("B is worse by more than {limit}: {worse}"),
+        None => Ok(()),
+    }
+}
+
 fn print(text: &str) -> Result<()> {
     stdout().write_all(text.as_bytes()).context("standard output")
 }
 
 fn keep(file: &Path, result: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(result)?;
+    text.push('\n');
+    write_text(file, &text)
+}
+
+fn write_html(file: &Path, page: &str) -> Result<()> {
+    write_text(file, page)?;
+    writeln!(stderr(), "the report is in {}", file.display()).context("standard error")
+}
+
+fn write_text(file: &Path, text: &str) -> Result<()> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
-    let mut text = serde_json::to_string_pretty(result)?;
-    text.push('\n');
     fs::write(file, text).with_context(|| file.display().to_string())
 }

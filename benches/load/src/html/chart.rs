@@ -1,0 +1,221 @@
+//! Charts as SVG, drawn by the library `charts-rs`: lines over a number, and bars. Pure; used by `html`.
+//!
+//! Every chart is drawn twice, for wide pages and for narrow ones, so that its letters stay readable. Colours are those
+//! of light pages; the style sheet knows them by their value and has others for dark pages.
+use charts_rs::{BarChart, LineChart};
+use serde_json::{Value, json};
+
+/// The colours of results, as the style sheet has them.
+pub(super) const COLOURS: [&str; 8] =
+    ["#1f5fbf", "#c2570c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#92400e", "#475569"];
+const INK: &str = "#4b5563";
+const GRID: &str = "#e3e6ea";
+const AXIS: &str = "#9aa3af";
+
+/// What stands around the number at a tick of an axis of percentiles until it is replaced.
+const TICK: [&str; 2] = ["nines:", ";"];
+
+/// The description was not understood by the library.
+#[derive(Debug, thiserror::Error)]
+#[error("a chart cannot be drawn: {0}")]
+pub(crate) struct ChartError(String);
+
+/// One chart, for pages of either width.
+#[derive(Debug)]
+pub(crate) struct Drawn {
+    pub(crate) wide: String,
+    pub(crate) narrow: String,
+}
+
+/// What the x axis is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Across {
+    /// From 0 to 100, with more room for what is closer to 100: a tenth of the rest takes as much as all before it.
+    Percentile,
+    /// Since the beginning.
+    Seconds,
+}
+
+/// One line.
+pub(super) struct Line {
+    pub(super) name: String,
+    /// Which result it belongs to: lines of one have one colour.
+    pub(super) of: usize,
+    pub(super) dashed: bool,
+    /// Places on the x axis and values; a line ends where there is no value, and begins again after it.
+    pub(super) points: Vec<(f64, Option<f64>)>,
+}
+
+/// A chart of lines.
+pub(super) struct Lines {
+    pub(super) across: Across,
+    /// Of the y axis, with its unit.
+    pub(super) title: &'static str,
+    pub(super) lines: Vec<Line>,
+}
+
+/// A chart of bars: a group for each name, in it a bar for each result.
+pub(super) struct Bars {
+    pub(super) title: &'static str,
+    pub(super) names: Vec<String>,
+    pub(super) results: Vec<(String, Vec<Option<f64>>)>,
+}
+
+struct Size {
+    width: u32,
+    height: u32,
+}
+
+const WIDE: Size = Size { width: 600, height: 300 };
+const NARROW: Size = Size { width: 350, height: 280 };
+
+/// The colour of the result of this number.
+pub(super) fn colour(of: usize) -> &'static str {
+    COLOURS.get(of % COLOURS.len()).copied().unwrap_or(INK)
+}
+
+/// How far along an axis of percentiles: 1 is 90 %, 2 is 99 %.
+pub(super) fn nines(percentile: f64) -> f64 {
+    -(1.0 - percentile / 100.0).log10()
+}
+
+impl Lines {
+    pub(super) fn draw(&self) -> Result<Drawn, ChartError> {
+        let draw = |size: &Size| {
+            let chart = LineChart::from_json(&self.description(size).to_string());
+            let svg = chart.and_then(|chart| chart.svg()).map_err(|error| ChartError(error.to_string()))?;
+            Ok(percentiles(&svg))
+        };
+        Ok(Drawn { wide: draw(&WIDE)?, narrow: draw(&NARROW)? })
+    }
+
+    fn description(&self, size: &Size) -> Value {
+        let (title, formatter) = match self.across {
+            Across::Percentile => ("percentile", TICK.join("{c}")),
+            Across::Seconds => ("seconds", "{c}".to_owned()),
+        };
+        let series = self.lines.iter().map(|line| {
+            let (x, y): (Vec<f64>, Vec<Option<f64>>) = line.points.iter().copied().unzip();
+            let mut series = json!({"name": line.name, "data": y, "x_values": x});
+            if let Some(fields) = series.as_object_mut().filter(|_| line.dashed) {
+                fields.insert("stroke_dash_array".to_owned(), "5 4".into());
+            }
+            series
+        });
+        let mut description = described(size, self.title);
+        let own = json!({
+            "x_axis_type": "value",
+            "x_axis_title": title,
+            "x_axis_formatter": formatter,
+            "x_axis_min": 0,
+            "series_colors": self.lines.iter().map(|line| colour(line.of)).collect::<Vec<_>>(),
+            // A line of one point would not be seen.
+            "series_symbol": if self.lines.iter().all(|line| line.points.len() < 2) { json!({"type": "circle", "size": 3}) } else { Value::Null },
+            "series_list": series.collect::<Vec<_>>(),
+        });
+        extend(&mut description, own);
+        description
+    }
+}
+
+impl Bars {
+    pub(super) fn draw(&self) -> Result<Drawn, ChartError> {
+        let draw = |size: &Size| {
+            let chart = BarChart::from_json(&self.description(size).to_string());
+            chart.and_then(|chart| chart.svg()).map_err(|error| ChartError(error.to_string()))
+        };
+        Ok(Drawn { wide: draw(&WIDE)?, narrow: draw(&NARROW)? })
+    }
+
+    fn description(&self, size: &Size) -> Value {
+        let results = self.results.iter().map(|(name, values)| json!({"name": name, "data": values}));
+        let mut description = described(size, self.title);
+        let own = json!({
+            "x_axis_data": self.names,
+            "x_axis_label_overflow": "ellipsis",
+            "tooltip_show": true,
+            "series_colors": (0..self.results.len()).map(colour).collect::<Vec<_>>(),
+            "series_list": results.collect::<Vec<_>>(),
+        });
+        extend(&mut description, own);
+        description
+    }
+}
+
+/// What all charts have in common.
+fn described(size: &Size, title: &str) -> Value {
+    json!({
+        "width": size.width,
+        "height": size.height,
+        "margin": {"left": 2, "top": 10, "right": 14, "bottom": 2},
+        "background_color": "transparent",
+        "compact": true,
+        "legend_show": false,
+        "grid_stroke_color": GRID,
+        "series_stroke_width": 1.75,
+        "series_label_font_color": INK,
+        "series_label_font_size": 12,
+        "x_axis_stroke_color": AXIS,
+        "x_axis_font_color": INK,
+        "x_axis_font_size": 12,
+        "y_axis_configs": [{
+            "axis_title": title, "axis_font_color": INK, "axis_font_size": 12, "axis_split_number": 5, "axis_min": 0,
+        }],
+    })
+}
+
+fn extend(description: &mut Value, own: Value) {
+    if let (Value::Object(description), Value::Object(own)) = (description, own) {
+        description.extend(own);
+    }
+}
+
+/// Puts percentiles where the library wrote how many nines they have; between whole numbers there is only a tick.
+fn percentiles(svg: &str) -> String {
+    let mut parts = svg.split(TICK[0]);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (number, rest) = part.split_once(TICK[1]).unwrap_or(("", part));
+        match number.parse::<usize>() {
+            Ok(0) => text.push_str("0 %"),
+            Ok(1) => text.push_str("90 %"),
+            Ok(2) => text.push_str("99 %"),
+            Ok(nines) => text.push_str(&format!("99.{} %", "9".repeat(nines.min(9) - 2))),
+            Err(_) => {}
+        }
+        text.push_str(rest);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_of_nines_become_percentiles() {
+        let ticks = "<t>nines:0;</t><t>nines:0.5;</t><t>nines:1;</t><t>nines:2;</t><t>nines:4;</t>";
+        assert_eq!(percentiles(ticks), "<t>0 %</t><t></t><t>90 %</t><t>99 %</t><t>99.99 %</t>");
+        assert!((nines(99.9) - 3.0).abs() < 1e-9 && nines(0.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_curve_has_an_axis_of_percentiles() {
+        let points = (0..400).map(|at| (f64::from(at) / 100.0, Some(f64::from(at)))).collect();
+        let line = Line { name: "<a>".to_owned(), of: 1, dashed: true, points };
+        let lines = Lines { across: Across::Percentile, title: "ms", lines: vec![line] };
+        let drawn = lines.draw().unwrap();
+        for svg in [&drawn.wide, &drawn.narrow] {
+            assert!(svg.starts_with("<svg") && svg.contains("99.9 %") && svg.contains("percentile"), "{svg}");
+            assert!(!svg.contains("nines") && !svg.contains("<a>") && svg.contains(COLOURS[1]), "{svg}");
+        }
+    }
+
+    #[test]
+    fn a_chart_of_nothing_is_drawn() {
+        let nothing = Lines { across: Across::Seconds, title: "ms", lines: Vec::new() };
+        assert!(nothing.draw().unwrap().wide.starts_with("<svg"));
+        let bars = Bars { title: "%", names: Vec::new(), results: Vec::new() };
+        assert!(bars.draw().unwrap().wide.starts_with("<svg"));
+    }
+}
