@@ -47,7 +47,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.json");
         fs::write(&file, serde_json::to_vec(&result("a")).unwrap()).unwrap();
-        assert_eq!(read(&file).unwrap(), result("a"));
+        assert_eq!(read(&file).unwrap().configuration, result("a").configuration);
     }
 
     #[test]

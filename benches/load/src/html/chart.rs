@@ -2,18 +2,28 @@
 //!
 //! Every chart is drawn twice, for wide pages and for narrow ones, so that its letters stay readable. Colours are those
 //! of light pages; the style sheet knows them by their value and has others for dark pages.
-use charts_rs::{BarChart, LineChart};
+use charts_rs::{BarChart, Color, LineChart};
 use serde_json::{Value, json};
 
 /// The colours of results, as the style sheet has them.
 pub(super) const COLOURS: [&str; 8] =
-    ["#1f5fbf", "#c2570c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#92400e", "#475569"];
-const INK: &str = "#4b5563";
-const GRID: &str = "#e3e6ea";
-const AXIS: &str = "#9aa3af";
+    ["#1F5FBF", "#C2570C", "#0F766E", "#7C3AED", "#BE185D", "#4D7C0F", "#92400E", "#475569"];
+const INK: &str = "#4B5563";
+const GRID: &str = "#E3E6EA";
+const AXIS: &str = "#9AA3AF";
 
 /// What stands around the number at a tick of an axis of percentiles until it is replaced.
 const TICK: [&str; 2] = ["nines:", ";"];
+/// What such a number is replaced by, and how far that is moved to stand in the middle of the room for the number.
+const PERCENTILES: [(&str, i8); 7] = [
+    ("0 %", 11),
+    ("90 %", 8),
+    ("99 %", 8),
+    ("99.9 %", 3),
+    ("99.99 %", 0),
+    ("99.999 %", -3),
+    ("99.9999 %", -6),
+];
 
 /// The description was not understood by the library.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +46,15 @@ pub(super) enum Across {
     Seconds,
 }
 
+/// What the y axis is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Measure {
+    /// Times in microseconds, drawn in the unit that fits.
+    Time,
+    /// Anything else, by its name.
+    Of(&'static str),
+}
+
 /// One line.
 pub(super) struct Line {
     pub(super) name: String,
@@ -49,8 +68,7 @@ pub(super) struct Line {
 /// A chart of lines.
 pub(super) struct Lines {
     pub(super) across: Across,
-    /// Of the y axis, with its unit.
-    pub(super) title: &'static str,
+    pub(super) measure: Measure,
     pub(super) lines: Vec<Line>,
 }
 
@@ -82,9 +100,9 @@ pub(super) fn nines(percentile: f64) -> f64 {
 impl Lines {
     pub(super) fn draw(&self) -> Result<Drawn, ChartError> {
         let draw = |size: &Size| {
-            let chart = LineChart::from_json(&self.description(size).to_string());
-            let svg = chart.and_then(|chart| chart.svg()).map_err(|error| ChartError(error.to_string()))?;
-            Ok(percentiles(&svg))
+            let mut chart = LineChart::from_json(&self.description(size).to_string()).map_err(refused)?;
+            chart.background_color = Color::transparent();
+            Ok(percentiles(&chart.svg().map_err(refused)?))
         };
         Ok(Drawn { wide: draw(&WIDE)?, narrow: draw(&NARROW)? })
     }
@@ -94,15 +112,19 @@ impl Lines {
             Across::Percentile => ("percentile", TICK.join("{c}")),
             Across::Seconds => ("seconds", "{c}".to_owned()),
         };
+        let values = self.lines.iter().flat_map(|line| &line.points).filter_map(|(_, value)| *value);
+        let most = values.fold(0.0, f64::max);
+        let (unit, divisor) = self.measure.unit(most);
         let series = self.lines.iter().map(|line| {
-            let (x, y): (Vec<f64>, Vec<Option<f64>>) = line.points.iter().copied().unzip();
+            let points = line.points.iter().map(|(x, y)| (*x, y.map(|y| y / divisor)));
+            let (x, y): (Vec<f64>, Vec<Option<f64>>) = points.unzip();
             let mut series = json!({"name": line.name, "data": y, "x_values": x});
             if let Some(fields) = series.as_object_mut().filter(|_| line.dashed) {
                 fields.insert("stroke_dash_array".to_owned(), "5 4".into());
             }
             series
         });
-        let mut description = described(size, self.title);
+        let mut description = described(size, unit, most / divisor);
         let own = json!({
             "x_axis_type": "value",
             "x_axis_title": title,
@@ -121,15 +143,17 @@ impl Lines {
 impl Bars {
     pub(super) fn draw(&self) -> Result<Drawn, ChartError> {
         let draw = |size: &Size| {
-            let chart = BarChart::from_json(&self.description(size).to_string());
-            chart.and_then(|chart| chart.svg()).map_err(|error| ChartError(error.to_string()))
+            let mut chart = BarChart::from_json(&self.description(size).to_string()).map_err(refused)?;
+            chart.background_color = Color::transparent();
+            chart.svg().map_err(refused)
         };
         Ok(Drawn { wide: draw(&WIDE)?, narrow: draw(&NARROW)? })
     }
 
     fn description(&self, size: &Size) -> Value {
         let results = self.results.iter().map(|(name, values)| json!({"name": name, "data": values}));
-        let mut description = described(size, self.title);
+        let values = self.results.iter().flat_map(|(_, values)| values).copied().flatten();
+        let mut description = described(size, self.title, values.fold(0.0, f64::max));
         let own = json!({
             "x_axis_data": self.names,
             "x_axis_label_overflow": "ellipsis",
@@ -142,13 +166,41 @@ impl Bars {
     }
 }
 
+fn refused(error: impl std::error::Error) -> ChartError {
+    ChartError(error.to_string())
+}
+
+impl Measure {
+    /// The name of the unit in which so much is drawn, and how much one of it is.
+    fn unit(self, most: f64) -> (&'static str, f64) {
+        match self {
+            Self::Of(name) => (name, 1.0),
+            Self::Time if most < 1e3 => ("µs", 1.0),
+            Self::Time if most < 1e6 => ("ms", 1e3),
+            Self::Time => ("s", 1e6),
+        }
+    }
+}
+
+/// In how many parts an axis is split that reaches from 0 to at least `most`, and where it ends; each part is 1, 2 or 5
+/// of something.
+fn ticks(most: f64) -> (u32, f64) {
+    let most = most.max(0.5);
+    let raw = most / 5.0;
+    let ten = 10f64.powf(raw.log10().floor());
+    let step = [1.0, 2.0, 5.0].into_iter().map(|step| step * ten).find(|step| *step >= raw * (1.0 - 1e-9));
+    let step = step.unwrap_or(10.0 * ten);
+    let split = (1..5).find(|split| f64::from(*split) * step >= most * (1.0 - 1e-9)).unwrap_or(5);
+    (split, f64::from(split) * step)
+}
+
 /// What all charts have in common.
-fn described(size: &Size, title: &str) -> Value {
+fn described(size: &Size, title: &str, most: f64) -> Value {
+    let (split, max) = ticks(most);
     json!({
         "width": size.width,
         "height": size.height,
         "margin": {"left": 2, "top": 10, "right": 14, "bottom": 2},
-        "background_color": "transparent",
         "compact": true,
         "legend_show": false,
         "grid_stroke_color": GRID,
@@ -159,7 +211,7 @@ fn described(size: &Size, title: &str) -> Value {
         "x_axis_font_color": INK,
         "x_axis_font_size": 12,
         "y_axis_configs": [{
-            "axis_title": title, "axis_font_color": INK, "axis_font_size": 12, "axis_split_number": 5, "axis_min": 0,
+            "axis_title": title, "axis_font_color": INK, "axis_font_size": 12, "axis_split_number": split, "axis_min": 0, "axis_max": max,
         }],
     })
 }
@@ -176,12 +228,9 @@ fn percentiles(svg: &str) -> String {
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (number, rest) = part.split_once(TICK[1]).unwrap_or(("", part));
-        match number.parse::<usize>() {
-            Ok(0) => text.push_str("0 %"),
-            Ok(1) => text.push_str("90 %"),
-            Ok(2) => text.push_str("99 %"),
-            Ok(nines) => text.push_str(&format!("99.{} %", "9".repeat(nines.min(9) - 2))),
-            Err(_) => {}
+        let label = number.parse().ok().and_then(|nines: usize| PERCENTILES.get(nines));
+        if let Some((label, moved)) = label {
+            text.push_str(&format!("<tspan dx=\"{moved}\">{label}</tspan>"));
         }
         text.push_str(rest);
     }
@@ -195,7 +244,8 @@ mod tests {
     #[test]
     fn ticks_of_nines_become_percentiles() {
         let ticks = "<t>nines:0;</t><t>nines:0.5;</t><t>nines:1;</t><t>nines:2;</t><t>nines:4;</t>";
-        assert_eq!(percentiles(ticks), "<t>0 %</t><t></t><t>90 %</t><t>99 %</t><t>99.99 %</t>");
+        let shown = percentiles(ticks).replace("<tspan dx=\"8\">", "").replace("</tspan>", "");
+        assert!(shown.contains("<t></t><t>90 %</t><t>99 %</t>") && shown.contains("99.99 %"), "{shown}");
         assert!((nines(99.9) - 3.0).abs() < 1e-9 && nines(0.0).abs() < 1e-9);
     }
 
@@ -203,7 +253,7 @@ mod tests {
     fn a_curve_has_an_axis_of_percentiles() {
         let points = (0..400).map(|at| (f64::from(at) / 100.0, Some(f64::from(at)))).collect();
         let line = Line { name: "<a>".to_owned(), of: 1, dashed: true, points };
-        let lines = Lines { across: Across::Percentile, title: "ms", lines: vec![line] };
+        let lines = Lines { across: Across::Percentile, measure: Measure::Time, lines: vec![line] };
         let drawn = lines.draw().unwrap();
         for svg in [&drawn.wide, &drawn.narrow] {
             assert!(svg.starts_with("<svg") && svg.contains("99.9 %") && svg.contains("percentile"), "{svg}");
@@ -212,8 +262,15 @@ mod tests {
     }
 
     #[test]
+    fn an_axis_ends_at_a_round_number_above_all_values() {
+        assert_eq!([ticks(0.0), ticks(93.0), ticks(100.0)], [(5, 0.5), (5, 100.0), (5, 100.0)]);
+        assert_eq!([ticks(101.0), ticks(480.0), ticks(14.2)], [(3, 150.0), (5, 500.0), (3, 15.0)]);
+        assert_eq!([1.0, 2e3, 3e6].map(|us| Measure::Time.unit(us).0), ["µs", "ms", "s"]);
+    }
+
+    #[test]
     fn a_chart_of_nothing_is_drawn() {
-        let nothing = Lines { across: Across::Seconds, title: "ms", lines: Vec::new() };
+        let nothing = Lines { across: Across::Seconds, measure: Measure::Time, lines: Vec::new() };
         assert!(nothing.draw().unwrap().wide.starts_with("<svg"));
         let bars = Bars { title: "%", names: Vec::new(), results: Vec::new() };
         assert!(bars.draw().unwrap().wide.starts_with("<svg"));

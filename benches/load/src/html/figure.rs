@@ -3,7 +3,7 @@
 //! A run may be long: what is drawn over time is put together into at most [`POINTS_MAX`] spans of the same length.
 use std::collections::BTreeSet;
 
-use super::chart::{Across, Bars, ChartError, Line, Lines, nines};
+use super::chart::{Across, Bars, ChartError, Line, Lines, Measure, nines};
 use super::section::labels;
 use super::{Drawn, Row, Table};
 use crate::headline::time;
@@ -41,27 +41,34 @@ pub(super) fn all(results: &[RunResult]) -> Result<Vec<Figure>, ChartError> {
             figures.push(curve(results, name, read)?);
         }
     }
-    if results.iter().any(|run| !run.series.is_empty()) {
-        let rate = "Requests per second";
-        let text = "Answers (solid) and failures (dashed) over the time of the run";
-        figures.push(over_time(
-            results,
-            rate,
-            text,
-            "requests/s",
-            &[(" answered", false, answered), (" failed", true, failures)],
-        )?);
-    }
-    if results.iter().flat_map(|run| &run.series).any(|second| second.ttft_p99_us.is_some()) {
-        let text =
-            "99th percentile (solid) and median (dashed) of the time to first token over the time of the run";
-        figures.push(over_time(
-            results,
+    let overs: [(&str, &str, Measure, [Over; 2]); 3] = [
+        (
+            "Requests per second",
+            "Answers (solid) and failures (dashed) over the time of the run",
+            Measure::Of("requests/s"),
+            [(" answered", false, answered), (" failed", true, failures)],
+        ),
+        (
             "Time to first token over time",
-            text,
-            "ms",
-            &[(" p99", false, ttft_p99), (" p50", true, ttft_p50)],
-        )?);
+            "99th percentile (solid) and median (dashed) of the time to first token over the time of the run",
+            Measure::Time,
+            [
+                (" p99", false, |span| worst(span, |it| it.ttft_p99_us)),
+                (" p50", true, |span| middle(span, |it| it.ttft_p50_us)),
+            ],
+        ),
+        (
+            "Latency over time",
+            "99th percentile (solid) and median (dashed) of the latency over the time of the run",
+            Measure::Time,
+            [
+                (" p99", false, |span| worst(span, |it| it.latency_p99_us)),
+                (" p50", true, |span| middle(span, |it| it.latency_p50_us)),
+            ],
+        ),
+    ];
+    for (title, text, measure, told) in overs {
+        figures.extend(over_time(results, title, text, measure, &told)?);
     }
     if results.iter().any(|run| !run.backends.is_empty()) {
         figures.extend(backends(results)?);
@@ -92,7 +99,7 @@ fn curve(
         text: format!(
             "{name} by percentile: how long all but the slowest took; the axis gives each further nine the same room"
         ),
-        drawn: Lines { across: Across::Percentile, title: "ms", lines }.draw()?,
+        drawn: Lines { across: Across::Percentile, measure: Measure::Time, lines }.draw()?,
         table: Table {
             caption: format!("{name} by percentile"),
             head: labels(results, "percentile"),
@@ -101,12 +108,12 @@ fn curve(
     })
 }
 
-/// The curve in nines and milliseconds. The maximum stands where the count of values puts it.
+/// The curve in nines. The maximum stands where the count of values puts it.
 fn points(times: &Distribution) -> Vec<(f64, Option<f64>)> {
     let end = real(times.count.max(1)).log10();
     let inner = times.curve.iter().filter(|(percentile, _)| (0.0..100.0).contains(percentile));
     let inner = inner.map(|(percentile, us)| (nines(*percentile), *us)).filter(|(nines, _)| *nines < end);
-    inner.chain([(end, times.max_us)]).map(|(nines, us)| (nines, Some(us / 1e3))).collect()
+    inner.chain([(end, times.max_us)]).map(|(nines, us)| (nines, Some(us))).collect()
 }
 
 /// A dash where there are too few values to tell.
@@ -133,40 +140,55 @@ fn span(results: &[RunResult]) -> usize {
     longest.div_ceil(POINTS_MAX).max(1)
 }
 
+/// None where there is no value at all.
 fn over_time(
     results: &[RunResult],
     title: &str,
     text: &str,
-    unit: &'static str,
+    measure: Measure,
     told: &[Over],
-) -> Result<Figure, ChartError> {
+) -> Result<Option<Figure>, ChartError> {
     let span = span(results);
-    let begins = |number: usize| real((number * span) as u64);
     let mut lines = Vec::new();
-    let mut head = vec!["second".to_owned()];
     for (of, run) in results.iter().enumerate() {
         for (suffix, dashed, value) in told {
-            let at = |(number, seconds): (usize, &[Second])| (begins(number), value(seconds));
+            let at = |(number, seconds): (usize, &[Second])| (real((number * span) as u64), value(seconds));
             let points = run.series.chunks(span).enumerate().map(at).collect();
-            let name = format!("{}{suffix}", run.label);
-            head.push(name.clone());
-            lines.push(Line { name, of, dashed: *dashed, points });
+            lines.push(Line { name: format!("{}{suffix}", run.label), of, dashed: *dashed, points });
         }
     }
-    let rows = lines.iter().map(|line| line.points.len()).max().unwrap_or_default();
-    let cell = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.1}"));
-    let row = |number| Row {
-        name: format!("{}", begins(number)),
-        cells: lines.iter().map(|line| cell(line.points.get(number).and_then(|(_, value)| *value))).collect(),
-        marked: false,
-    };
     let each = if span > 1 { format!("; each point stands for {span} s") } else { String::new() };
-    Ok(Figure {
-        title: title.to_owned(),
-        text: format!("{text}{each}"),
-        table: Table { caption: format!("{title}, {unit}"), head, rows: (0..rows).map(row).collect() },
-        drawn: Lines { across: Across::Seconds, title: unit, lines }.draw()?,
-    })
+    let something = lines.iter().flat_map(|line| &line.points).any(|(_, value)| value.is_some());
+    something.then(|| timeline(title, format!("{text}{each}"), measure, lines)).transpose()
+}
+
+/// Lines over the same points in time.
+pub(super) fn timeline(
+    title: &str,
+    text: String,
+    measure: Measure,
+    lines: Vec<Line>,
+) -> Result<Figure, ChartError> {
+    let cell = |value: f64| match measure {
+        Measure::Time => time(value),
+        Measure::Of(_) => format!("{value:.1}"),
+    };
+    let longest = lines.iter().max_by_key(|line| line.points.len());
+    let row = |(number, (second, _)): (usize, &(f64, Option<f64>))| {
+        let value = |line: &Line| line.points.get(number).and_then(|(_, value)| *value);
+        let cells = lines.iter().map(|line| value(line).map_or("–".to_owned(), cell)).collect();
+        Row { name: format!("{second:.0}"), cells, marked: false }
+    };
+    let rows = longest.into_iter().flat_map(|line| &line.points).enumerate().map(row).collect();
+    let caption = match measure {
+        Measure::Time => title.to_owned(),
+        Measure::Of(unit) => format!("{title}, {unit}"),
+    };
+    let names = lines.iter().map(|line| line.name.clone());
+    let head = std::iter::once("second".to_owned()).chain(names).collect();
+    let table = Table { caption, head, rows };
+    let drawn = Lines { across: Across::Seconds, measure, lines }.draw()?;
+    Ok(Figure { title: title.to_owned(), text, table, drawn })
 }
 
 fn mean(seconds: &[Second], read: fn(&Second) -> u64) -> Option<f64> {
@@ -182,14 +204,13 @@ fn failures(seconds: &[Second]) -> Option<f64> {
 }
 
 /// The mean of the medians.
-fn ttft_p50(seconds: &[Second]) -> Option<f64> {
-    let known: Vec<f64> = seconds.iter().filter_map(|second| second.ttft_p50_us).collect();
-    (!known.is_empty()).then(|| known.iter().sum::<f64>() / real(known.len() as u64) / 1e3)
+fn middle(seconds: &[Second], read: fn(&Second) -> Option<f64>) -> Option<f64> {
+    let known: Vec<f64> = seconds.iter().filter_map(read).collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / real(known.len() as u64))
 }
 
-/// The worst.
-fn ttft_p99(seconds: &[Second]) -> Option<f64> {
-    seconds.iter().filter_map(|second| second.ttft_p99_us).max_by(f64::total_cmp).map(|us| us / 1e3)
+fn worst(seconds: &[Second], read: fn(&Second) -> Option<f64>) -> Option<f64> {
+    seconds.iter().filter_map(read).max_by(f64::total_cmp)
 }
 
 /// Who served how much, and how much of it was cached.
