@@ -71,7 +71,11 @@ impl Browser {
         browser
     }
 
+    /// What the browser's own first page said and asked for is forgotten.
     pub(crate) async fn open(&self, page: &Path) {
+        self.client.goto("about:blank").await.unwrap();
+        self.log("browser").await;
+        self.log("performance").await;
         self.client.goto(&address(page)).await.unwrap();
     }
 
