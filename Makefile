@@ -5,12 +5,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare replay test test-vllm check bench routing micro tools
+.PHONY: help demo compare replay test test-vllm check bench routing soak micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
 LMCACHE := .venv-lmcache
 VLLM := .venv-vllm
+SOAK ?= 1h
 export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## this list
@@ -31,6 +32,7 @@ replay: tools ## real traffic over simulated engines: what each policy would giv
 	done; done
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
+	@.ci/install chromium
 	cargo test --workspace
 
 test-vllm: tools $(LMCACHE)/ready $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
@@ -53,6 +55,11 @@ bench: tools ## CPU, latency and rate beside nginx and a bare Pingora, on the sa
 routing: tools ## first-token times and cache hits of policies, before eight simulated engines (about 7 minutes)
 	cargo build --release --workspace
 	target/release/kvway-bench routing --out benches/results/routing.json \
+	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+soak: tools ## kvway under moderate load for an hour (SOAK=10m: ten minutes): memory, files, threads
+	cargo build --release --workspace
+	target/release/kvway-bench soak --duration $(SOAK) --out benches/results/soak.json --html target/soak.html \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Draw results of `run` as one page of HTML that needs no network.
     Report(Html),
+    /// Load kvway for a long time and watch what it does to memory, files and threads.
+    Soak(Soak),
     /// Compare two results of `run`: figures, ratios, and what is worse.
     Compare(Pairing),
     /// Measure several proxies in turn against the same two mock engines.
@@ -123,6 +125,37 @@ pub(crate) struct Run {
     /// Also write the result to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+}
+
+/// One kvway with the policy pmc, before simulated engines; all workloads of `routing` at once, at moderate load.
+#[derive(Args)]
+pub(crate) struct Soak {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// How long.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Duration,
+    /// What happens before is told and not judged; a quarter of the time by default.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) warm_up: Option<Duration>,
+    /// How often to look.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) every: Duration,
+    /// Load, as a share of what round robin can just take.
+    #[arg(long, default_value_t = 0.4)]
+    pub(crate) load: f64,
+    /// By how much resident memory may grow after the warm-up.
+    #[arg(long, default_value = "16MiB")]
+    pub(crate) growth_max: ByteSize,
+    /// By how many open files may grow after the warm-up.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) files_growth_max: u32,
+    /// By how many threads may grow after the warm-up.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) threads_growth_max: u32,
+    /// Also draw it in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// Several results are drawn side by side in the same charts.

@@ -11,6 +11,9 @@ use serde::Serialize;
 use crate::arguments::Setup;
 use crate::{machine, process};
 
+/// What kvway writes its access log to, in its directory.
+pub(crate) const LOG_FILE: &str = "kvway.log";
+
 /// One target of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -212,7 +215,7 @@ admin:
   address: {admin}
 log:
   access: json
-  file: {directory}/kvway.log
+  file: {directory}/{LOG_FILE}
 clusters:
   - name: engines
     {cluster}

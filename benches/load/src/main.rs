@@ -3,7 +3,8 @@
 //! Reading order: `arguments`; for one target `target` → `workload` → `window` → `client` → `answer` →
 //! `measurement`; around it `contest` with `contestant`, `process`, `cpu`, `machine`, `spread`, `comparison`,
 //! `report` and `markdown`; policies are compared in `routing`, which begins anew from `client`. What `run` keeps
-//! (`result`) is read back (`kept`), drawn (`html`) and compared (`pair`); both show the figures of `headline`.
+//! (`result`) is read back (`kept`), drawn (`html`) and compared (`pair`); both show the figures of `headline`. What a
+//! gateway does to its memory over a long time is in `soak`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path, rc::Rc};
@@ -13,7 +14,7 @@ use clap::Parser;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::{Arguments, Command, Compare, Html, Pairing, Routing, Run};
+use crate::arguments::{Arguments, Command, Compare, Html, Pairing, Routing, Run, Soak};
 use crate::client::{Connection, Requests};
 use crate::cpu::CpuMeter;
 use crate::measurement::{Quota, Recorder, Summary};
@@ -40,6 +41,7 @@ mod process;
 mod report;
 mod result;
 mod routing;
+mod soak;
 mod spread;
 mod target;
 mod window;
@@ -66,6 +68,7 @@ fn start(command: &Command) -> Result<()> {
             Command::Run(run) => load(run, interrupt).await,
             Command::Routing(settings) => compare_policies(settings, interrupt).await,
             Command::Report(report) => draw(report),
+            Command::Soak(settings) => endure(settings, interrupt).await,
             Command::Compare(pairing) => pair_up(pairing),
             Command::CompareProxies(compare) => tokio::select! {
                 result = compare_proxies(compare) => result,
@@ -147,6 +150,17 @@ async fn compare_policies(routing: &Routing, interrupt: impl Future<Output = ()>
     let report = routing::run(routing, interrupt).await?;
     print(&routing::table(&report)?)?;
     routing.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
+}
+
+async fn endure(settings: &Soak, interrupt: impl Future<Output = ()>) -> Result<()> {
+    let report = soak::run(settings, interrupt).await?;
+    print(&soak::table(&report)?)?;
+    settings.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))?;
+    settings.html.as_ref().map_or(Ok(()), |file| write_html(file, &html::soak(&report)?))?;
+    if !report.complaints.is_empty() {
+        bail!("it does not hold: {}", report.complaints.join("; "));
+    }
+    Ok(())
 }
 
 fn draw(report: &Html) -> Result<()> {

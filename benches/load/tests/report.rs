@@ -8,7 +8,7 @@ mod browser;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use browser::{Browser, View};
+use browser::{View, look};
 use serde_json::{Value, json};
 
 fn harness(arguments: &[&str]) -> Output {
@@ -49,36 +49,6 @@ fn report(folder: &Path, results: &[String]) -> PathBuf {
     let output = harness(&arguments);
     assert!(output.status.success(), "{}", shown(&output));
     page
-}
-
-/// Opens the page, holds it to what every report must be, and keeps its picture under this name.
-async fn look(page: &Path, view: View, charts: usize, name: &str) {
-    let browser = Browser::start(view).await;
-    browser.open(page).await;
-    let seen = browser.evaluate(include_str!("browser/seen.js")).await;
-    assert_eq!(seen["charts"].as_array().unwrap().len(), charts, "{name}: {seen}");
-    for chart in seen["charts"].as_array().unwrap() {
-        assert!(
-            chart["width"].as_f64().unwrap() > 250.0 && chart["height"].as_f64().unwrap() > 150.0,
-            "{name}: {chart}"
-        );
-        assert!(chart["drawn"].as_u64().unwrap() > 5, "{name}: {chart}");
-        assert!(chart["named"].as_bool().unwrap(), "{name}: {chart}");
-    }
-    assert_eq!(seen["overflow"], json!(0), "{name}: nothing is wider than the page");
-    assert_eq!(seen["faint"], json!([]), "{name}: text without contrast");
-    assert_eq!(seen["scripts"], json!(0), "{name}");
-    let picture = browser.picture().await;
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}.png"));
-    std::fs::write(&kept, &picture).unwrap();
-    let picture = browser::Picture::read(&picture);
-    assert_eq!(picture.width, view.width * view.pixels, "{name}");
-    assert!(picture.height >= view.height * view.pixels, "{name}");
-    assert!(picture.colours > 20, "{name}: {} colours", picture.colours);
-    assert_eq!(picture.is_dark, view.dark, "{name}");
-    assert_eq!(browser.complaints().await, Vec::<String>::new(), "{name}: the console is quiet");
-    assert_eq!(browser.requests_beside(page).await, Vec::<String>::new(), "{name}: no network");
-    browser.end().await;
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@
 mod chart;
 mod figure;
 mod section;
+mod soak;
 
 use askama::Template;
 
 pub(crate) use chart::ChartError;
 use chart::Drawn;
 use figure::Figure;
+pub(crate) use soak::soak;
 
 use crate::result::RunResult;
 

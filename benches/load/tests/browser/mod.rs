@@ -1,4 +1,6 @@
-//! Chromium, driven through chromedriver: it opens a file, tells what its console and its network saw, and takes pictures.
+//! Chromium, driven through chromedriver: it opens a page, tells what its console and its network saw, and takes its picture.
+//!
+//! [`look`] holds a page to what every report must be.
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -32,15 +34,45 @@ impl View {
     }
 }
 
+/// Opens the page, holds it to what every report must be, and keeps its picture under this name.
+pub(crate) async fn look(page: &Path, view: View, charts: usize, name: &str) {
+    let browser = Browser::start(view).await;
+    browser.open(page).await;
+    let seen = browser.evaluate(include_str!("seen.js")).await;
+    assert_eq!(seen["charts"].as_array().unwrap().len(), charts, "{name}: {seen}");
+    for chart in seen["charts"].as_array().unwrap() {
+        assert!(
+            chart["width"].as_f64().unwrap() > 250.0 && chart["height"].as_f64().unwrap() > 150.0,
+            "{name}: {chart}"
+        );
+        assert!(chart["drawn"].as_u64().unwrap() > 5, "{name}: {chart}");
+        assert!(chart["named"].as_bool().unwrap(), "{name}: {chart}");
+    }
+    assert_eq!(seen["overflow"], json!(0), "{name}: nothing is wider than the page");
+    assert_eq!(seen["faint"], json!([]), "{name}: text without contrast");
+    assert_eq!(seen["scripts"], json!(0), "{name}");
+    let picture = browser.picture().await;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}.png"));
+    std::fs::write(&kept, &picture).unwrap();
+    let picture = Picture::read(&picture);
+    assert_eq!(picture.width, view.width * view.pixels, "{name}");
+    assert!(picture.height >= view.height * view.pixels, "{name}");
+    assert!(picture.colours > 20, "{name}: {} colours", picture.colours);
+    assert_eq!(picture.is_dark, view.dark, "{name}");
+    assert_eq!(browser.complaints().await, Vec::<String>::new(), "{name}: the console is quiet");
+    assert_eq!(browser.requests_beside(page).await, Vec::<String>::new(), "{name}: no network");
+    browser.end().await;
+}
+
 /// A browser of its own, with an empty profile.
-pub(crate) struct Browser {
+struct Browser {
     client: Client,
     driver: Child,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    pub(crate) async fn start(view: View) -> Self {
+    async fn start(view: View) -> Self {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
@@ -72,7 +104,7 @@ impl Browser {
     }
 
     /// What the browser's own first page said and asked for is forgotten.
-    pub(crate) async fn open(&self, page: &Path) {
+    async fn open(&self, page: &Path) {
         self.client.goto("about:blank").await.unwrap();
         self.log("browser").await;
         self.log("performance").await;
@@ -80,12 +112,12 @@ impl Browser {
     }
 
     /// What a script returns.
-    pub(crate) async fn evaluate(&self, script: &str) -> Value {
+    async fn evaluate(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap()
     }
 
     /// The whole page as PNG, not only what fits on the screen.
-    pub(crate) async fn picture(&self) -> Vec<u8> {
+    async fn picture(&self) -> Vec<u8> {
         let size = self.protocol("Page.getLayoutMetrics", json!({})).await["cssContentSize"].clone();
         let clip = json!({"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1});
         let taken = json!({"format": "png", "captureBeyondViewport": true, "clip": clip});
@@ -94,7 +126,7 @@ impl Browser {
     }
 
     /// What the console was told that is not mere information.
-    pub(crate) async fn complaints(&self) -> Vec<String> {
+    async fn complaints(&self) -> Vec<String> {
         let entries = self.log("browser").await;
         let loud =
             entries.iter().filter(|entry| !["INFO", "DEBUG"].contains(&entry["level"].as_str().unwrap()));
@@ -102,7 +134,7 @@ impl Browser {
     }
 
     /// Everything that was asked for beside the page.
-    pub(crate) async fn requests_beside(&self, page: &Path) -> Vec<String> {
+    async fn requests_beside(&self, page: &Path) -> Vec<String> {
         let events = self.log("performance").await;
         let mut requests: Vec<String> = Vec::new();
         for event in events {
@@ -117,7 +149,7 @@ impl Browser {
         requests
     }
 
-    pub(crate) async fn end(mut self) {
+    async fn end(mut self) {
         self.client.clone().close().await.unwrap();
         self.driver.kill().unwrap();
         self.driver.wait().unwrap();
@@ -191,16 +223,16 @@ impl WebDriverCompatibleCommand for Own {
 }
 
 /// What is asked of a picture.
-pub(crate) struct Picture {
-    pub(crate) width: u32,
+struct Picture {
+    width: u32,
     pub(crate) height: u32,
-    pub(crate) colours: usize,
+    colours: usize,
     /// By its first pixel.
-    pub(crate) is_dark: bool,
+    is_dark: bool,
 }
 
 impl Picture {
-    pub(crate) fn read(png: &[u8]) -> Self {
+    fn read(png: &[u8]) -> Self {
         let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();
