@@ -90,8 +90,9 @@ impl<'a> Pair<'a> {
         writeln!(text, "B: {}, {}, revision {}\n", self.b.label, self.b.started, self.b.revision)?;
         head(&mut text, "figure", ["A", "B", "B/A", "B is"].into_iter())?;
         for line in &self.lines {
-            let value =
-                |value: Option<f64>| value.map_or("–".to_owned(), |value| shown(value, line.headline.unit));
+            // Without the spaces between thousands, so that other programs can read it.
+            let told = |value: f64| shown(value, line.headline.unit).replace('\u{202f}', "");
+            let value = |value: Option<f64>| value.map_or("–".to_owned(), told);
             let ratio = line.ratio().map_or("–".to_owned(), ratio);
             let (name, verdict) = (line.headline.name, line.verdict());
             writeln!(text, "| {name} | {} | {} | {ratio} | {verdict} |", value(line.a), value(line.b))?;
@@ -178,6 +179,13 @@ mod tests {
         assert!(line("latency p50").ends_with("| 1.01 | same |"), "{table}");
         assert!(line("CPU per request").ends_with("| 513 µs | – | – | – |"), "{table}");
         assert!(!table.contains("differ in more"), "{table}");
+    }
+
+    #[test]
+    fn long_numbers_can_be_read_by_programs() {
+        let mut fast = result("a");
+        fast.requests_per_second = 12_345.0;
+        assert!(Pair::new(&fast, &fast).table().unwrap().contains("| 12345 | 12345 | 1.00 | same |"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The report in a real browser: Chromium opens the file, tells what it drew, and takes its picture; and `compare`.
 //!
 //! The pictures are kept below the target directory, to be looked at.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails, and says where")]
 
 mod browser;
 

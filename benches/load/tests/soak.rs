@@ -1,5 +1,5 @@
 //! `kvway-bench soak` as a process, for a few seconds, before the gateway and the mock engines of the same build: facts, no times.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails, and says where")]
 
 mod browser;
 

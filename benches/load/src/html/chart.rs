@@ -66,7 +66,7 @@ pub(super) struct Line {
 }
 
 /// A chart of lines.
-pub(super) struct Lines {
+pub(super) struct Plot {
     pub(super) across: Across,
     pub(super) measure: Measure,
     pub(super) lines: Vec<Line>,
@@ -97,7 +97,7 @@ pub(super) fn nines(percentile: f64) -> f64 {
     -(1.0 - percentile / 100.0).log10()
 }
 
-impl Lines {
+impl Plot {
     pub(super) fn draw(&self) -> Result<Drawn, ChartError> {
         let draw = |size: &Size| {
             let mut chart = LineChart::from_json(&self.description(size).to_string()).map_err(refused)?;
@@ -230,7 +230,7 @@ fn percentiles(svg: &str) -> String {
         let (number, rest) = part.split_once(TICK[1]).unwrap_or(("", part));
         let label = number.parse().ok().and_then(|nines: usize| PERCENTILES.get(nines));
         if let Some((label, moved)) = label {
-            text.push_str(&format!("<tspan dx=\"{moved}\">{label}</tspan>"));
+            text.extend(["<tspan dx=\"", &moved.to_string(), "\">", label, "</tspan>"]);
         }
         text.push_str(rest);
     }
@@ -253,8 +253,8 @@ mod tests {
     fn a_curve_has_an_axis_of_percentiles() {
         let points = (0..400).map(|at| (f64::from(at) / 100.0, Some(f64::from(at)))).collect();
         let line = Line { name: "<a>".to_owned(), of: 1, dashed: true, points };
-        let lines = Lines { across: Across::Percentile, measure: Measure::Time, lines: vec![line] };
-        let drawn = lines.draw().unwrap();
+        let plot = Plot { across: Across::Percentile, measure: Measure::Time, lines: vec![line] };
+        let drawn = plot.draw().unwrap();
         for svg in [&drawn.wide, &drawn.narrow] {
             assert!(svg.starts_with("<svg") && svg.contains("99.9 %") && svg.contains("percentile"), "{svg}");
             assert!(!svg.contains("nines") && !svg.contains("<a>") && svg.contains(COLOURS[1]), "{svg}");
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_chart_of_nothing_is_drawn() {
-        let nothing = Lines { across: Across::Seconds, measure: Measure::Time, lines: Vec::new() };
+        let nothing = Plot { across: Across::Seconds, measure: Measure::Time, lines: Vec::new() };
         assert!(nothing.draw().unwrap().wide.starts_with("<svg"));
         let bars = Bars { title: "%", names: Vec::new(), results: Vec::new() };
         assert!(bars.draw().unwrap().wide.starts_with("<svg"));

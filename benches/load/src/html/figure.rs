@@ -3,7 +3,7 @@
 //! A run may be long: what is drawn over time is put together into at most [`POINTS_MAX`] spans of the same length.
 use std::collections::BTreeSet;
 
-use super::chart::{Across, Bars, ChartError, Line, Lines, Measure, nines};
+use super::chart::{Across, Bars, ChartError, Line, Measure, Plot, nines};
 use super::section::labels;
 use super::{Drawn, Row, Table};
 use crate::headline::time;
@@ -99,7 +99,7 @@ fn curve(
         text: format!(
             "{name} by percentile: how long all but the slowest took; the axis gives each further nine the same room"
         ),
-        drawn: Lines { across: Across::Percentile, measure: Measure::Time, lines }.draw()?,
+        drawn: Plot { across: Across::Percentile, measure: Measure::Time, lines }.draw()?,
         table: Table {
             caption: format!("{name} by percentile"),
             head: labels(results, "percentile"),
@@ -162,7 +162,7 @@ fn over_time(
     something.then(|| timeline(title, format!("{text}{each}"), measure, lines)).transpose()
 }
 
-/// Lines over the same points in time.
+/// Plot over the same points in time.
 pub(super) fn timeline(
     title: &str,
     text: String,
@@ -187,7 +187,7 @@ pub(super) fn timeline(
     let names = lines.iter().map(|line| line.name.clone());
     let head = std::iter::once("second".to_owned()).chain(names).collect();
     let table = Table { caption, head, rows };
-    let drawn = Lines { across: Across::Seconds, measure, lines }.draw()?;
+    let drawn = Plot { across: Across::Seconds, measure, lines }.draw()?;
     Ok(Figure { title: title.to_owned(), text, table, drawn })
 }
 

@@ -19,6 +19,54 @@ const WORDS: &[(&str, &str)] = &[
 /// How a sample tells a value.
 type Read = fn(&Sample) -> Option<f64>;
 
+/// One chart.
+struct Told {
+    title: &'static str,
+    text: &'static str,
+    unit: &'static str,
+    /// The second is dashed.
+    lines: &'static [(&'static str, Read)],
+}
+
+const TOLD: [Told; 5] = [
+    Told {
+        title: "Resident memory",
+        text: "Resident memory of the gateway over time",
+        unit: "MiB",
+        lines: &[("memory", |sample| Some(real(sample.memory_kib) / 1024.0))],
+    },
+    Told {
+        title: "Open files and threads",
+        text: "Open files (solid) and threads (dashed) of the gateway over time",
+        unit: "count",
+        lines: &[
+            ("files", |sample| Some(real(sample.files))),
+            ("threads", |sample| Some(real(sample.threads))),
+        ],
+    },
+    Told {
+        title: "Access log",
+        text: "Size of the access log over time",
+        unit: "MiB",
+        lines: &[("log", |sample| Some(real(sample.log_bytes) / 1024.0 / 1024.0))],
+    },
+    Told {
+        title: "Requests and connections",
+        text: "Requests in flight (solid) and client connections (dashed) over time, as the gateway tells",
+        unit: "count",
+        lines: &[
+            ("in flight", |sample| gauge(sample, "requests_in_flight")),
+            ("connections", |sample| gauge(sample, "connections")),
+        ],
+    },
+    Told {
+        title: "Request bodies in memory",
+        text: "Bytes of request bodies that the gateway holds, as it tells",
+        unit: "KiB",
+        lines: &[("bodies", |sample| gauge(sample, "buffered_bytes").map(|bytes| bytes / 1024.0))],
+    },
+];
+
 /// The report of one soak.
 pub(crate) fn soak(report: &Report) -> Result<String, PageError> {
     let page = Page {
@@ -82,54 +130,17 @@ fn tiles(report: &Report) -> Vec<Tile> {
 }
 
 fn figures(samples: &[Sample]) -> Result<Vec<Figure>, ChartError> {
-    let mib = "MiB";
-    let told: [(&str, &str, &'static str, &[(&str, Read)]); 5] = [
-        (
-            "Resident memory",
-            "Resident memory of the gateway over time",
-            mib,
-            &[("memory", |sample| Some(real(sample.memory_kib) / 1024.0))],
-        ),
-        (
-            "Open files and threads",
-            "Open files (solid) and threads (dashed) of the gateway over time",
-            "count",
-            &[("files", |sample| Some(real(sample.files))), ("threads", |sample| Some(real(sample.threads)))],
-        ),
-        (
-            "Access log",
-            "Size of the access log over time",
-            mib,
-            &[("log", |sample| Some(real(sample.log_bytes) / 1024.0 / 1024.0))],
-        ),
-        (
-            "Requests and connections",
-            "Gauges of the gateway: requests in flight (solid) and client connections (dashed) over time",
-            "count",
-            &[
-                ("in flight", |sample| gauge(sample, "requests_in_flight")),
-                ("connections", |sample| gauge(sample, "connections")),
-            ],
-        ),
-        (
-            "Request bodies in memory",
-            "Gauge of the gateway: bytes of request bodies that it holds",
-            "KiB",
-            &[("bodies", |sample| gauge(sample, "buffered_bytes").map(|bytes| bytes / 1024.0))],
-        ),
-    ];
-    let mut figures = Vec::new();
-    for (title, text, unit, reads) in told {
+    let figure = |told: &Told| {
         let line = |(number, (name, read)): (usize, &(&str, Read))| Line {
             name: (*name).to_owned(),
             of: 0,
             dashed: number > 0,
             points: points(samples, *read),
         };
-        let lines = reads.iter().enumerate().map(line).collect();
-        figures.push(timeline(title, text.to_owned(), Measure::Of(unit), lines)?);
-    }
-    Ok(figures)
+        let lines = told.lines.iter().enumerate().map(line).collect();
+        timeline(told.title, told.text.to_owned(), Measure::Of(told.unit), lines)
+    };
+    TOLD.iter().map(figure).collect()
 }
 
 fn gauge(sample: &Sample, name: &str) -> Option<f64> {
