@@ -47,7 +47,8 @@ async fn a_soak_tells_of_memory_files_threads_log_and_gauges() {
     }
     assert!(samples.last().unwrap()["log_bytes"].as_u64().unwrap() > 0, "the access log is written");
     assert!(kept["growth"]["memory_kib"]["per_hour"].is_number(), "{}", kept["growth"]);
-    look(&page, View::wide(), 5, "soak").await;
+    look(&page, View::wide(), 5, "soak-wide-light").await;
+    look(&page, View::phone().dark(), 5, "soak-phone-dark").await;
 }
 
 #[test]
