@@ -28,7 +28,7 @@ struct Told {
     lines: &'static [(&'static str, Read)],
 }
 
-const TOLD: [Told; 5] = [
+const TOLD: [Told; 6] = [
     Told {
         title: "Resident memory",
         text: "Resident memory of the gateway over time",
@@ -60,10 +60,19 @@ const TOLD: [Told; 5] = [
         ],
     },
     Told {
-        title: "Request bodies in memory",
-        text: "Bytes of request bodies that the gateway holds, as it tells",
+        title: "Blocks believed cached",
+        text: "Blocks that the gateway believes to be in the engines' caches",
+        unit: "count",
+        lines: &[("blocks", |sample| gauge(sample, "shadow_blocks"))],
+    },
+    Told {
+        title: "Bytes by its own account",
+        text: "Memory for what is believed of caches (solid) and for request bodies (dashed), as the gateway tells",
         unit: "KiB",
-        lines: &[("bodies", |sample| gauge(sample, "buffered_bytes").map(|bytes| bytes / 1024.0))],
+        lines: &[
+            ("caches", |sample| gauge(sample, "shadow_bytes").map(|bytes| bytes / 1024.0)),
+            ("bodies", |sample| gauge(sample, "buffered_bytes").map(|bytes| bytes / 1024.0)),
+        ],
     },
 ];
 
@@ -117,7 +126,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
         vec![tile("answered", count(report.answered)), tile("failed", count(report.errors.total()))];
     if let Some(grown) = &report.growth {
         let memory = &grown.memory_kib;
-        tiles.push(tile("memory after the warm-up", format!("{:.1} MiB", memory.first / 1024.0)));
+        tiles.push(tile("memory at first", format!("{:.1} MiB", memory.first / 1024.0)));
         tiles.push(tile("memory at the end", format!("{:.1} MiB", memory.last / 1024.0)));
         tiles.push(tile("memory growth", format!("{:+.1} MiB/h", memory.per_hour / 1024.0)));
         tiles.push(tile("open files growth", format!("{:+.1}", grown.files.total())));
@@ -189,7 +198,7 @@ mod tests {
         assert!(
             held.contains("It holds") && !held.contains("class=\"loud\"") && held.contains("Resident memory")
         );
-        assert_eq!(held.matches("<figure").count(), 5);
+        assert_eq!(held.matches("<figure").count(), 6);
         assert!(
             soak(&report(90_000)).unwrap().contains("<li class=\"loud\">It does not hold: resident memory")
         );

@@ -43,6 +43,12 @@ impl Sustained {
         &self.gateway
     }
 
+    /// An error if the gateway or an engine does not run any more.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.gateway.check()?;
+        self.fleet.check()
+    }
+
     /// Sends what is due within `length`, and waits for its answers; `load` is shared by the workloads. None if it was
     /// interrupted before its end.
     pub(crate) async fn wave(
@@ -60,8 +66,7 @@ impl Sustained {
             plan.sessions.extend(workload.plan(per_second, length, &mut random).sessions);
         }
         let played = player::play(plan, self.gateway.address, Duration::ZERO, interrupt).await?;
-        self.gateway.check()?;
-        self.fleet.check()?;
+        self.check()?;
         Ok(played.map(|tally| Wave { answered: tally.so_far().0, errors: tally.errors().clone() }))
     }
 }

@@ -50,8 +50,10 @@ pub(crate) async fn run(settings: &Soak, interrupt: impl Future<Output = ()>) ->
         drop(ended);
         result
     };
-    let (played, samples) = tokio::join!(load, watch(&watched, settings.every, began, end));
-    let (played, samples) = (played?, samples?);
+    writeln!(stderr(), "loading kvway, process {}", watched.pid)?;
+    let both = tokio::try_join!(load, watch(&watched, settings.every, began, end));
+    // A gateway that has ended says why.
+    let (played, samples) = both.or_else(|error| sustained.check().and(Err(error)))?;
     let seconds = began.elapsed().as_secs_f64();
     let bounds = Bounds {
         memory_kib: settings.growth_max.as_u64() / 1024,

@@ -193,6 +193,7 @@ fn capabilities(view: View, profile: &Path) -> Capabilities {
         "--disable-sync",
         "--disable-dev-shm-usage",
         "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
     ];
     arguments.extend(flags.map(str::to_owned));
     arguments.push(format!("--window-size={},{}", view.width, view.height));
@@ -240,4 +241,18 @@ impl Picture {
         let is_dark = pixels[..3].iter().all(|part| *part < 80);
         Self { width: info.width, height: info.height, colours: colours.len(), is_dark }
     }
+}
+
+#[tokio::test]
+async fn a_page_that_complains_and_asks_for_the_network_is_caught() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("bad.html");
+    let script = "<script>console.error('broken')</script>";
+    std::fs::write(&page, format!("<body>{script}<img src='http://elsewhere.invalid/x.png'>")).unwrap();
+    let browser = Browser::start(View::wide()).await;
+    browser.open(&page).await;
+    let complaints = browser.complaints().await;
+    assert!(complaints.iter().any(|complaint| complaint.contains("broken")), "{complaints:?}");
+    assert_eq!(browser.requests_beside(&page).await, ["http://elsewhere.invalid/x.png"]);
+    browser.end().await;
 }
