@@ -9,6 +9,8 @@ use crate::result::{Distribution, RunResult};
 pub(crate) enum Better {
     Higher,
     Lower,
+    /// It says nothing alone: more work takes more.
+    Neither,
 }
 
 /// What a figure counts in.
@@ -57,7 +59,12 @@ pub(crate) const HEADLINES: [Headline; 14] = [
     lower("errors", Unit::Share, |run| share(failed(run), run)),
     lower("shed", Unit::Share, |run| share(run.shed, run)),
     lower("CPU per request", Unit::Time, |run| run.cpu.as_ref()?.us_per_request),
-    lower("CPU", Unit::Cores, |run| Some(run.cpu.as_ref()?.cores)),
+    Headline {
+        name: "CPU",
+        unit: Unit::Cores,
+        better: Better::Neither,
+        read: |run| Some(run.cpu.as_ref()?.cores),
+    },
 ];
 
 /// Requests that failed, other than by being turned away.

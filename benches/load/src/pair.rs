@@ -21,7 +21,7 @@ enum Verdict {
     Better,
     Worse,
     Same,
-    /// One of the two has no such figure.
+    /// One of the two has no such figure, or it says nothing alone.
     Unknown,
 }
 
@@ -52,10 +52,12 @@ impl Line {
 
     /// By how much B is worse: 1.2 is worse by a fifth, whichever way the figure is wished to go.
     fn worse_by(&self) -> Option<f64> {
-        self.ratio().map(|ratio| match self.headline.better {
-            Better::Lower => ratio,
-            Better::Higher => 1.0 / ratio,
-        })
+        let ratio = self.ratio()?;
+        match self.headline.better {
+            Better::Lower => Some(ratio),
+            Better::Higher => Some(1.0 / ratio),
+            Better::Neither => None,
+        }
     }
 
     fn verdict(&self) -> Verdict {
@@ -148,7 +150,9 @@ impl<'a> Pair<'a> {
     pub(crate) fn worse_than(&self, limit: f64) -> Option<String> {
         let told = self.lines.iter().filter_map(|line| match line.worse_by() {
             Some(by) if by > limit => Some(format!("{} ({})", line.headline.name, ratio(line.ratio()?))),
-            None if line.b.is_none() => Some(format!("{} (B has none)", line.headline.name)),
+            None if line.a.is_some() && line.b.is_none() => {
+                Some(format!("{} (B has none)", line.headline.name))
+            }
             _ => None,
         });
         let told: Vec<String> = told.collect();
@@ -217,6 +221,7 @@ mod tests {
         let (a, mut b) = (result("a"), result("b"));
         b.errors.insert("timeout".to_owned(), 1);
         b.ttft = None;
+        b.cpu.as_mut().unwrap().cores *= 1e6;
         let worse = Pair::new(&a, &b).worse_than(1000.0).unwrap();
         assert_eq!(worse, "TTFT p50 (B has none), TTFT p95 (B has none), TTFT p99 (B has none), errors (∞)");
         assert_eq!(Pair::new(&b, &a).worse_than(1000.0), None);

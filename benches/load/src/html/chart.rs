@@ -16,7 +16,7 @@ const AXIS: &str = "#9AA3AF";
 const TICK: [&str; 2] = ["nines:", ";"];
 /// What such a number is replaced by, and how far that is moved to stand in the middle of the room for the number.
 const PERCENTILES: [(&str, i8); 7] = [
-    ("0 %", 11),
+    ("0 %", 0),
     ("90 %", 8),
     ("99 %", 8),
     ("99.9 %", 3),
