@@ -1,6 +1,6 @@
 # Every command that a reader or continuous integration runs. `make demo` and `make test` are the two to know.
 #
-# What a bare Debian machine with a Rust toolchain lacks (cmake, a C compiler, Python's venv) is installed first: by apt
+# What a bare Debian machine with a Rust toolchain lacks (cmake, a C compiler, Python's venv, Chromium) is installed first: by apt
 # where possible, else for this folder only.
 
 SHELL := /bin/bash

@@ -175,8 +175,8 @@ impl Measure {
     fn unit(self, most: f64) -> (&'static str, f64) {
         match self {
             Self::Of(name) => (name, 1.0),
-            Self::Time if most < 1e3 => ("µs", 1.0),
-            Self::Time if most < 1e6 => ("ms", 1e3),
+            Self::Time if ticks(most).1 < 1e3 => ("µs", 1.0),
+            Self::Time if ticks(most / 1e3).1 < 1e3 => ("ms", 1e3),
             Self::Time => ("s", 1e6),
         }
     }
@@ -265,7 +265,10 @@ mod tests {
     fn an_axis_ends_at_a_round_number_above_all_values() {
         assert_eq!([ticks(0.0), ticks(93.0), ticks(100.0)], [(5, 0.5), (5, 100.0), (5, 100.0)]);
         assert_eq!([ticks(101.0), ticks(480.0), ticks(14.2)], [(3, 150.0), (5, 500.0), (3, 15.0)]);
-        assert_eq!([1.0, 2e3, 3e6].map(|us| Measure::Time.unit(us).0), ["µs", "ms", "s"]);
+        assert_eq!(
+            [1.0, 2e3, 4e5, 95e4, 3e6].map(|us| Measure::Time.unit(us).0),
+            ["µs", "ms", "ms", "s", "s"]
+        );
     }
 
     #[test]

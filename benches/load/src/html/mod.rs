@@ -83,6 +83,7 @@ const STYLE: &str = include_str!("../../templates/report.css");
 
 /// The report of these results, side by side in the same charts.
 pub(crate) fn page(results: &[RunResult]) -> Result<String, PageError> {
+    let results = &section::distinct(results);
     let page = Page {
         title: section::title(results),
         subtitle: section::subtitle(results),

@@ -16,6 +16,22 @@ pub(super) const WORDS: &[(&str, &str)] = &[
     ("p99", "99 % of the values are not above it"),
 ];
 
+/// The same results, none with a label that another one has: such have their revision or their number behind it.
+pub(super) fn distinct(results: &[RunResult]) -> Vec<RunResult> {
+    let renamed = |run: &RunResult, label: String| RunResult { label, ..run.clone() };
+    let alike =
+        |run: &RunResult, all: &[RunResult]| all.iter().filter(|it| it.label == run.label).count() > 1;
+    let label = |run: &RunResult| format!("{}, {}", run.label, run.revision);
+    let named =
+        results.iter().map(|run| if alike(run, results) { renamed(run, label(run)) } else { run.clone() });
+    let named: Vec<RunResult> = named.collect();
+    let numbered = named.iter().enumerate().map(|(number, run)| {
+        let label = format!("{} ({})", run.label, number + 1);
+        if alike(run, &named) { renamed(run, label) } else { run.clone() }
+    });
+    numbered.collect()
+}
+
 pub(super) fn title(results: &[RunResult]) -> String {
     match results {
         [run] => run.label.clone(),

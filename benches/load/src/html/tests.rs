@@ -70,6 +70,17 @@ fn several_results_have_a_legend_and_columns_and_what_differs_is_marked() {
 }
 
 #[test]
+fn results_of_one_name_are_told_apart() {
+    let other = RunResult { revision: "def5678".to_owned(), ..result("a") };
+    let two = page(&[result("a"), other.clone()]).unwrap();
+    assert!(two.contains("<th scope=\"col\">a, abc1234</th><th scope=\"col\">a, def5678</th>"), "{two}");
+    let three = page(&[result("a"), other.clone(), other]).unwrap();
+    let heads = ["a, abc1234</th>", "a, def5678 (2)</th>", "a, def5678 (3)</th>"];
+    assert!(heads.iter().all(|head| three.contains(head)), "{three}");
+    assert!(page(&[result("a")]).unwrap().contains("<h1>a</h1>"));
+}
+
+#[test]
 fn nothing_in_a_result_becomes_markup() {
     let evil = "<script>alert('x')</script>\"&";
     let mut run = result(evil);
