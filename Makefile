@@ -1,16 +1,17 @@
 # Every command that a reader or continuous integration runs. `make demo` and `make test` are the two to know.
 #
-# What a bare Debian machine with a Rust toolchain lacks (cmake, a C compiler, Python's venv) is installed first: by apt
+# What a bare Debian machine with a Rust toolchain lacks (cmake, a C compiler, Python's venv, Chromium) is installed first: by apt
 # where possible, else for this folder only.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo compare replay test test-vllm check bench routing micro tools
+.PHONY: help demo compare replay test test-vllm check bench routing soak micro tools
 
 TOOLS := $(CURDIR)/.venv-tools
 OPENAI := .venv-openai
 LMCACHE := .venv-lmcache
 VLLM := .venv-vllm
+SOAK ?= 1h
 export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## this list
@@ -31,6 +32,7 @@ replay: tools ## real traffic over simulated engines: what each policy would giv
 	done; done
 
 test: tools $(OPENAI)/ready $(LMCACHE)/ready ## run all tests
+	@.ci/install chromium
 	cargo test --workspace
 
 test-vllm: tools $(LMCACHE)/ready $(VLLM)/ready ## tests against a real vLLM on the CPU (installs 6 GB)
@@ -55,6 +57,11 @@ bench: tools ## what kvway costs beside nginx, HAProxy, bare Pingora and SGLang'
 routing: tools ## first-token times and cache hits of policies, before eight simulated engines (about 7 minutes)
 	cargo build --release --workspace
 	target/release/kvway-bench routing --out benches/results/routing.json \
+	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
+
+soak: tools ## kvway under moderate load for an hour (SOAK=10m: ten minutes): memory, files, threads
+	cargo build --release --workspace
+	target/release/kvway-bench soak --duration $(SOAK) --out benches/results/soak.json --html target/soak.html \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
 micro: tools ## microbenchmarks of the pure stages

@@ -23,6 +23,12 @@ pub(crate) enum Command {
     /// from then. In a closed loop (`--connections`, the default) each connection sends its next request when its answer is
     /// complete.
     Run(Box<run::Run>),
+    /// Draw results of `run` as one page of HTML that needs no network.
+    Report(Html),
+    /// Load kvway for a long time and watch what it does to memory, files and threads.
+    Soak(Soak),
+    /// Compare two results of `run`: figures, ratios, and what is worse.
+    Compare(Pairing),
     /// Measure several proxies in turn against the same two mock engines.
     CompareProxies(Compare),
     /// Measure what kvway's policies make of the same requests, before simulated engines with KV caches.
@@ -91,6 +97,63 @@ pub(crate) enum Part {
     Filter,
 }
 
+/// One kvway with the policy pmc, before simulated engines; all workloads of `routing` at once, at moderate load.
+#[derive(Args)]
+pub(crate) struct Soak {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// How long.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Duration,
+    /// What happens before is told and not judged; a quarter of the time by default.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) warm_up: Option<Duration>,
+    /// How often to look.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) every: Duration,
+    /// Load, as a share of what round robin can just take.
+    #[arg(long, default_value_t = 0.4)]
+    pub(crate) load: f64,
+    /// By how much resident memory may grow after the warm-up.
+    #[arg(long, default_value = "16MiB")]
+    pub(crate) growth_max: ByteSize,
+    /// By how many open files may grow after the warm-up.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) files_growth_max: u32,
+    /// By how many threads may grow after the warm-up.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) threads_growth_max: u32,
+    /// Also draw it in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+/// Several results are drawn side by side in the same charts.
+#[derive(Args)]
+pub(crate) struct Html {
+    /// What `run --json` wrote.
+    #[arg(required = true, value_name = "RESULT")]
+    pub(crate) results: Vec<PathBuf>,
+    /// Write the page to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+/// Ratios are B divided by A.
+#[derive(Args)]
+pub(crate) struct Pairing {
+    /// What `run --json` wrote.
+    pub(crate) a: PathBuf,
+    /// What another `run --json` wrote.
+    pub(crate) b: PathBuf,
+    /// Also draw both in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Fail if a figure of B is worse by more than this ratio: 1.1 is by a tenth.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub(crate) fail_above: Option<f64>,
+}
+
 /// One core is the proxies', one is shared by the load and the engines.
 #[derive(Args)]
 pub(crate) struct Compare {
@@ -146,6 +209,11 @@ pub(crate) struct Compare {
     /// SGLang's router; `make bench` installs it here.
     #[arg(long, value_name = "FILE", default_value = ".venv-sglang/bin/sglang-router")]
     pub(crate) sglang_router: PathBuf,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio: &f64| ratio.is_finite() && *ratio >= 1.0);
+    ratio.ok_or_else(|| "a ratio is a number from 1 on".to_owned())
 }
 
 #[cfg(test)]

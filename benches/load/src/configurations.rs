@@ -9,6 +9,7 @@ use std::{fs, iter};
 use anyhow::{Context, Result};
 
 use crate::contest::MODEL;
+use crate::contestant::LOG_FILE;
 
 /// Connections under load that a proxy has to be able to hold, to both sides together.
 const CONNECTIONS_MAX: usize = 1024;
@@ -121,7 +122,7 @@ limits:
   connections_per_client_max: {PER_CLIENT_MAX}
 log:
   access: json
-  file: {directory}/kvway.log
+  file: {directory}/{LOG_FILE}
 clusters:
   - name: engines
     {cluster}

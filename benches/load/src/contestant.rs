@@ -14,6 +14,9 @@ use crate::configurations::{haproxy, kvway_with_lookups, nginx, sglang_router};
 use crate::readiness::Readiness;
 use crate::{machine, process};
 
+/// What kvway writes its access log to, in its directory.
+pub(crate) const LOG_FILE: &str = "kvway.log";
+
 /// One target of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]

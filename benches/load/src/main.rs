@@ -1,9 +1,10 @@
 //! `kvway-bench`: load for LLM gateways, a comparison of what proxies cost, and one of what policies are worth.
 //!
 //! Reading order: `arguments`; `client` → `answer` → `measurement` are one request. On them stands `player`, which plays a `plan`
-//! of `traffic` by `wire` and `reply`, for one target in `run` (→ `result`) and for policies in `routing`. Proxies are compared in
-//! `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`, `workload`, `window`, `process`, `cpu`, `memory`,
-//! `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`.
+//! of `traffic` by `wire` and `reply`, for one target in `run` (→ `result`) and for policies in `routing`. What `run` keeps is read
+//! back (`kept`), drawn (`html`) and compared (`pair`); both show the figures of `headline`. What a gateway does to its memory over
+//! a long time is in `soak`. Proxies are compared in `contest` with `schedule`, `stage`, `contestant`, `configurations`, `readiness`,
+//! `workload`, `window`, `process`, `cpu`, `memory`, `idle`, `machine`, `spread`, `comparison`, `goals`, `report` and `markdown`.
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::{fs, path::Path};
@@ -13,7 +14,8 @@ use clap::Parser;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::arguments::{Arguments, Command, Compare, Routing};
+use crate::arguments::{Arguments, Command, Compare, Html, Pairing, Routing, Soak};
+use crate::pair::Pair;
 
 mod alarm;
 mod answer;
@@ -25,11 +27,15 @@ mod contest;
 mod contestant;
 mod cpu;
 mod goals;
+mod headline;
+mod html;
 mod idle;
+mod kept;
 mod machine;
 mod markdown;
 mod measurement;
 mod memory;
+mod pair;
 mod plan;
 mod player;
 mod process;
@@ -40,6 +46,7 @@ mod result;
 mod routing;
 mod run;
 mod schedule;
+mod soak;
 mod socket;
 mod spread;
 mod stage;
@@ -69,6 +76,9 @@ fn start(command: &Command) -> Result<()> {
         match command {
             Command::Run(load) => run::run(load, interrupt).await,
             Command::Routing(settings) => compare_policies(settings, interrupt).await,
+            Command::Report(report) => draw(report),
+            Command::Soak(settings) => endure(settings, interrupt).await,
+            Command::Compare(pairing) => pair_up(pairing),
             Command::CompareProxies(compare) => tokio::select! {
                 result = compare_proxies(compare) => result,
                 () = interrupt => bail!("interrupted; everything that was started has ended"),
@@ -103,15 +113,54 @@ async fn compare_policies(routing: &Routing, interrupt: impl Future<Output = ()>
     routing.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))
 }
 
+async fn endure(settings: &Soak, interrupt: impl Future<Output = ()>) -> Result<()> {
+    let report = soak::run(settings, interrupt).await?;
+    print(&soak::table(&report)?)?;
+    settings.setup.out.as_ref().map_or(Ok(()), |file| keep(file, &report))?;
+    settings.html.as_ref().map_or(Ok(()), |file| write_html(file, &html::soak(&report)?))?;
+    if !report.complaints.is_empty() {
+        bail!("it does not hold: {}", report.complaints.join("; "));
+    }
+    Ok(())
+}
+
+fn draw(report: &Html) -> Result<()> {
+    write_html(&report.out, &html::page(&kept::read_all(&report.results)?)?)
+}
+
+fn pair_up(pairing: &Pairing) -> Result<()> {
+    let results = [kept::read(&pairing.a)?, kept::read(&pairing.b)?];
+    let [a, b] = &results;
+    let pair = Pair::new(a, b);
+    print(&pair.table()?)?;
+    if let Some(file) = &pairing.html {
+        write_html(file, &html::page(&results)?)?;
+    }
+    let Some(limit) = pairing.fail_above else { return Ok(()) };
+    match pair.worse_than(limit) {
+        Some(worse) => bail!("B is worse by more than {limit}: {worse}"),
+        None => Ok(()),
+    }
+}
+
 fn print(text: &str) -> Result<()> {
     stdout().write_all(text.as_bytes()).context("standard output")
 }
 
 fn keep(file: &Path, result: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(result)?;
+    text.push('\n');
+    write_text(file, &text)
+}
+
+fn write_html(file: &Path, page: &str) -> Result<()> {
+    write_text(file, page)?;
+    writeln!(stderr(), "the report is in {}", file.display()).context("standard error")
+}
+
+fn write_text(file: &Path, text: &str) -> Result<()> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
-    let mut text = serde_json::to_string_pretty(result)?;
-    text.push('\n');
     fs::write(file, text).with_context(|| file.display().to_string())
 }

@@ -3,6 +3,7 @@
 //! Started by `routing`. The engines run all the time and are emptied before each window; the gateway is a new process
 //! each time, so that it knows nothing of earlier windows. Everything ends with its owner.
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -10,7 +11,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::contest::MODEL;
-use crate::contestant::{Post, Programs, kvway, write};
+use crate::contestant::{LOG_FILE, Post, Programs, kvway, write};
 use crate::process::{Process, free_address};
 use crate::readiness::{Readiness, call};
 use crate::wire::SESSION_HEADER;
@@ -50,6 +51,9 @@ pub(crate) struct Fleet {
 pub(crate) struct Gateway {
     process: Process,
     pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    /// Where it writes its access log.
+    pub(crate) log: PathBuf,
     pub(crate) configuration: String,
 }
 
@@ -82,6 +86,11 @@ impl Fleet {
         Ok(())
     }
 
+    /// An error if an engine does not run any more.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.engines.iter_mut().try_for_each(Process::check)
+    }
+
     /// Starts a gateway with this policy and waits until it is ready.
     pub(crate) async fn gateway(&self, policy: &str) -> Result<Gateway> {
         let (listen, admin) = (free_address()?, free_address()?);
@@ -95,7 +104,7 @@ impl Fleet {
         let mut process = Process::spawn("kvway", command, None, directory)
             .context("the gateway is needed: build it as this program was, with `cargo build -p kvway`")?;
         Readiness::Tells(admin, "/readyz").wait(&mut process).await?;
-        Ok(Gateway { process, address: listen, configuration })
+        Ok(Gateway { process, address: listen, admin, log: directory.join(LOG_FILE), configuration })
     }
 }
 

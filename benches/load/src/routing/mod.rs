@@ -6,6 +6,7 @@
 //! bottleneck, which the report checks by what the processes use of the machine.
 mod fleet;
 mod report;
+mod sustained;
 mod table;
 mod tally;
 mod workload;
@@ -40,6 +41,7 @@ use crate::workload::BENCH_KEY;
 use fleet::{ENGINES, Fleet};
 pub(crate) use report::Report;
 use report::{Case, Settings};
+pub(crate) use sustained::{Sustained, Wave};
 pub(crate) use table::report as table;
 use tally::{Outcome, Tally};
 pub(crate) use workload::Workload;

@@ -85,6 +85,11 @@ impl Tally {
         (self.ends.len(), self.errors.first.as_deref())
     }
 
+    /// What went wrong so far.
+    pub(crate) fn errors(&self) -> &Errors {
+        &self.errors
+    }
+
     /// The outcome, of a plan of so many requests and a fleet of so many engines.
     pub(crate) fn outcome(&self, planned: usize, engines: usize, [cpu, gateway_cpu]: [CpuUse; 2]) -> Outcome {
         let Tokens { prompt, cached, .. } = self.tokens;

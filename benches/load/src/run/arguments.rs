@@ -143,6 +143,9 @@ pub(crate) struct Output {
     /// Also write the result to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Also draw the result in this file, a page of HTML that needs no network.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// What the run is called in reports; the target by default.
     #[arg(long, value_name = "NAME")]
     pub(crate) label: Option<String>,

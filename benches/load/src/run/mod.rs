@@ -28,7 +28,7 @@ use crate::plan::{Said, Text};
 use crate::player::{self, LEAD, Player};
 use crate::result::{FORMAT, RunResult};
 use crate::socket::Address;
-use crate::{markdown, process, reply};
+use crate::{html, markdown, process, reply};
 
 pub(crate) use arguments::Run;
 use books::{Books, Closing};
@@ -68,6 +68,9 @@ pub(crate) async fn run(run: &Run, interrupt: impl Future<Output = ()>) -> Resul
     }
     if let Some(file) = &run.output.json {
         crate::keep(file, &result)?;
+    }
+    if let Some(file) = &run.output.html {
+        crate::write_html(file, &html::page(std::slice::from_ref(&result))?)?;
     }
     check_answered(&result, &settings)
 }
