@@ -2,6 +2,8 @@
 //!
 //! Called once before a measurement; pure. Bounded by the number of distinct bodies times their size. It does not
 //! model a conversation: bodies are unlike each other apart from a few system prompts that they share.
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use http::uri::{Authority, PathAndQuery};
 use memchr::memmem;
@@ -12,8 +14,13 @@ use serde::Serialize;
 pub(crate) const BODY_BYTES_MIN: usize = 512;
 
 const MAX_TOKENS: u32 = 64;
-/// A turn is followed by another while at least this much is left, so that the last one fits any remainder.
-const TURN_BYTES_MAX: usize = 1024;
+/// A question and its answer are followed by others while at least twice this much is left, so that the last question fits
+/// any remainder.
+const TURN_BYTES_MAX: usize = 4096;
+/// Words of a question and of an answer: about 150 and 330 tokens in the mean, as in ShareGPT's conversations (Kwon et al.,
+/// "Efficient Memory Management for Large Language Model Serving with PagedAttention", 2023, figure 11).
+const QUESTION_WORDS: Range<usize> = 20..200;
+const ANSWER_WORDS: Range<usize> = 100..400;
 
 const SYSTEM_PROMPTS: [&str; 4] = [
     "You are a careful assistant.\nAnswer in \"plain\" words and show your work.",
@@ -130,7 +137,8 @@ impl Workload {
         let mut used = serde_json::to_vec(&chat)?.len();
         for role in ["user", "assistant"].into_iter().cycle() {
             let last = left(used)? < 2 * TURN_BYTES_MAX && role == "user";
-            let content = if last { String::new() } else { turn(random) };
+            let words = if role == "user" { QUESTION_WORDS } else { ANSWER_WORDS };
+            let content = if last { String::new() } else { turn(random, words) };
             let message = Message { role, content };
             used += serde_json::to_vec(&message)?.len() + 1;
             chat.messages.push(message);
@@ -139,7 +147,7 @@ impl Workload {
             }
         }
         if let Some(question) = chat.messages.last_mut() {
-            question.content = filler(random, left(used)?);
+            question.content = text(random, left(used)?);
         }
         Ok(serde_json::to_vec(&chat)?)
     }
@@ -173,11 +181,27 @@ impl Stamp {
     }
 }
 
-/// A few sentences with what JSON has to escape; encoded it stays under half of `TURN_BYTES_MAX`.
-fn turn(random: &mut StdRng) -> String {
-    let words = random.random_range(10..40);
+/// A few sentences with what JSON has to escape; encoded it stays under `TURN_BYTES_MAX`.
+fn turn(random: &mut StdRng, words: Range<usize>) -> String {
+    let words = random.random_range(words);
     let text: Vec<&str> = (0..words).filter_map(|_| WORDS.choose(random).copied()).collect();
     text.join(" ")
+}
+
+/// The same, of exactly `bytes` bytes as JSON.
+fn text(random: &mut StdRng, bytes: usize) -> String {
+    let (mut text, mut used) = (String::with_capacity(bytes), 0);
+    while let Some(word) = WORDS.choose(random) {
+        // Without its quotes, and with a space.
+        let encoded = serde_json::to_string(word).map_or(1, |word| word.len()) - 1;
+        if used + encoded > bytes {
+            break;
+        }
+        text.push_str(word);
+        text.push(' ');
+        used += encoded;
+    }
+    text + &filler(random, bytes - used)
 }
 
 /// Exactly `bytes` bytes of ASCII that JSON does not escape.
