@@ -2,6 +2,7 @@
 
 use super::Stage;
 use super::reading::{self, PATH, SIZES};
+use kvway::app::App;
 use kvway::config::{Balancing, Policy};
 use kvway::proxy::cluster::Cluster;
 use kvway::proxy::decision::Decision;
@@ -11,11 +12,14 @@ use kvway::proxy::peer::{self, Rules};
 use kvway::proxy::prompt;
 use kvway::state::recent::Recent;
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 use tokio::time::Instant;
 
 const BACKENDS: [usize; 2] = [8, 64];
+/// To make one takes long, so all stages share them.
+static APPS: [LazyLock<App>; 2] =
+    [LazyLock::new(|| reading::app(BACKENDS[0])), LazyLock::new(|| reading::app(BACKENDS[1]))];
 
 fn none() -> Hint {
     Hint::none(Why::Off)
@@ -23,7 +27,8 @@ fn none() -> Hint {
 
 /// A cluster of which one backend holds the whole prompt, and another one half of it.
 fn cluster(backends: usize, demand: &Demand) -> Arc<Cluster> {
-    let cluster = Arc::clone(&reading::app(backends).clusters()[0]);
+    let app = BACKENDS.iter().zip(&APPS).find(|(count, _)| **count == backends).expect("one of them").1;
+    let cluster = Arc::clone(&app.clusters()[0]);
     cluster.blocks.expect(1, &demand.keys, demand.block_tokens).confirm();
     let half = demand.keys.iter().take(demand.keys.len() / 2).copied().collect();
     cluster.blocks.expect(2, &half, demand.block_tokens).confirm();
