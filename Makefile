@@ -64,11 +64,14 @@ soak: tools ## kvway under moderate load for an hour (SOAK=10m: ten minutes): me
 	target/release/kvway-bench soak --duration $(SOAK) --out benches/results/soak.json --html target/soak.html \
 	  --revision "$$(git describe --always --dirty)" --date "$$(date -u +%F)"
 
-micro: tools ## microbenchmarks of the pure stages
-	cargo bench --bench micro --bench routing --no-run
-	{ echo "# $$(git describe --always --dirty), $$(date -u +%F), $$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2-), load $$(cut -d' ' -f1 /proc/loadavg)"; \
-	  cargo bench --quiet --bench micro --bench routing -- --output-format bencher 2>/dev/null | grep -E '^(test|#)'; } \
-	  | tee benches/results/micro.txt
+micro: tools ## microbenchmarks of the pure stages: times, and instructions where valgrind is installed (under 10 minutes)
+	cargo bench --bench micro --bench routing --bench stages --no-run
+	@# The file is replaced at the end: if it were written on the way, the revision would always be a dirty one.
+	out=$$(mktemp) && { \
+	  echo "# $$(git describe --always --dirty), $$(date -u +%F), $$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2-), load $$(cut -d' ' -f1 /proc/loadavg)"; \
+	  cargo bench --quiet --bench micro --bench routing --bench stages -- --output-format bencher 2>/dev/null | grep -E '^(test|#)'; \
+	  cargo bench --quiet --bench stages -- --instructions 2>/dev/null | grep -E '^(test|#)'; } \
+	  | tee $$out && cp $$out benches/results/micro.txt && rm $$out
 
 tools:
 	@.ci/install build

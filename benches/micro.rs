@@ -166,6 +166,7 @@ fn decisions(criterion: &mut Criterion) {
     let keys: Arc<[BlockKey]> = (0..1024).map(|block| BlockKey(u64::MAX / (block + 1))).collect();
     let demand = Demand { tokens: 262_144, block_tokens: 256, keys: Arc::clone(&keys) };
     let (hint, now) = (Hint::none(Why::Off), Instant::now());
+    let model: Arc<str> = "meta-llama/Llama-3.1-8B".into();
     for backends in [8, 64] {
         let list: Vec<String> =
             (1..=backends).map(|n| format!("{{id: b{n}, address: \"127.0.0.1:{n}\"}}")).collect();
@@ -183,7 +184,7 @@ fn decisions(criterion: &mut Criterion) {
         group.bench_function(format!("choose-and-keep/{backends}"), |bencher| {
             bencher.iter(|| {
                 let choice = choose();
-                let (cluster, model) = (Arc::clone(cluster), Some("meta-llama/Llama-3.1-8B".to_owned()));
+                let (cluster, model) = (Arc::clone(cluster), Some(Arc::clone(&model)));
                 let time = SystemTime::now();
                 recent.record(|| Decision::new(cluster, model, &demand, hint.clone(), choice, time));
             });

@@ -125,8 +125,8 @@ impl Cluster {
             }
         };
         let present = || self.fleet.backends().iter().filter(|backend| absence(backend).is_none());
-        let fresh: Vec<_> =
-            present().filter(|backend| !tried.contains(&backend.index)).map(candidate).collect();
+        let mut fresh = Vec::with_capacity(self.fleet.backends().len());
+        fresh.extend(present().filter(|backend| !tried.contains(&backend.index)).map(candidate));
         if fresh.is_empty() && same_allowed { present().map(candidate).collect() } else { fresh }
     }
 
@@ -202,6 +202,6 @@ impl Cluster {
 
 /// Why a backend takes no requests now; `None` = it does.
 fn absence(backend: &Backend) -> Option<&'static str> {
-    let unresolved = || backend.resolved().is_none().then_some("unresolved");
+    let unresolved = || (!backend.is_resolved()).then_some("unresolved");
     backend.absence().map(Absence::name).or_else(unresolved)
 }

@@ -24,7 +24,7 @@ pub struct Decision {
     /// Where the request was routed to.
     pub cluster: Arc<Cluster>,
     /// The model that it asked for.
-    pub model: Option<String>,
+    pub model: Option<Arc<str>>,
     /// Tokens of the prompt, counted or estimated; where no prompt was read, those that its body is worth.
     pub prompt_tokens: usize,
     /// Tokens of one block; 0 = the prompt was not cut into blocks.
@@ -42,7 +42,7 @@ impl Decision {
     #[must_use]
     pub fn new(
         cluster: Arc<Cluster>,
-        model: Option<String>,
+        model: Option<Arc<str>>,
         demand: &Demand,
         hint: Hint,
         choice: Choice,

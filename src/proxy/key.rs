@@ -50,12 +50,6 @@ impl Hash {
         self.0.clone().finalize64()
     }
 
-    /// The hash of all that was taken in, as a secret of its own.
-    #[must_use]
-    pub fn into_secret(self) -> Secret {
-        Secret(self.0.finalize256())
-    }
-
     /// The hash of all that was taken in.
     #[must_use]
     pub fn finish(self) -> u128 {

@@ -30,6 +30,7 @@ pub struct Backend {
     /// Its place in [`Fleet::backends`].
     pub index: usize,
     resolved: ArcSwapOption<SocketAddr>,
+    is_resolved: AtomicBool,
     absent: [AtomicBool; Absence::ALL.len()],
     returns: AtomicUsize,
     requests: AtomicUsize,
@@ -89,11 +90,18 @@ impl Backend {
         self.resolved.load().as_deref().copied()
     }
 
+    /// Whether it has been resolved: the same as asking for the address, and cheaper.
+    #[must_use]
+    pub fn is_resolved(&self) -> bool {
+        self.is_resolved.load(Ordering::Acquire)
+    }
+
     /// Records the socket address that the configured name stands for now.
     pub fn set_resolved(&self, address: SocketAddr) {
         let before = self.resolved();
         if before != Some(address) {
             self.resolved.store(Some(Arc::new(address)));
+            self.is_resolved.store(true, Ordering::Release);
             self.returns.fetch_add(usize::from(before.is_some()), Ordering::Relaxed);
         }
     }
@@ -270,13 +278,16 @@ impl Fleet {
     #[must_use]
     pub fn new(cluster: &str, backends: impl IntoIterator<Item = (String, String, usize)>) -> Arc<Self> {
         let backends = backends.into_iter().enumerate().map(|(index, (id, address, weight))| {
-            let resolved = ArcSwapOption::from_pointee(address.parse::<SocketAddr>().ok());
+            let parsed = address.parse::<SocketAddr>().ok();
+            let is_resolved = AtomicBool::new(parsed.is_some());
+            let resolved = ArcSwapOption::from_pointee(parsed);
             Arc::new(Backend {
                 id,
                 address,
                 weight,
                 index,
                 resolved,
+                is_resolved,
                 absent: Default::default(),
                 returns: AtomicUsize::new(0),
                 requests: AtomicUsize::new(0),
@@ -382,5 +393,15 @@ mod tests {
         assert_eq!(backend.returns(), 1);
         backend.set_resolved("127.0.0.2:1".parse().unwrap());
         assert_eq!(backend.returns(), 2);
+    }
+
+    #[test]
+    fn a_name_is_resolved_from_its_first_address_on() {
+        let fleet = Fleet::new("c", [("a".to_owned(), "name:1".to_owned(), 1)]);
+        let named = &fleet.backends()[0];
+        assert_eq!((named.is_resolved(), named.resolved()), (false, None));
+        named.set_resolved("127.0.0.1:1".parse().unwrap());
+        assert!(named.is_resolved() && named.resolved().is_some());
+        assert!(backend().is_resolved(), "an address needs no resolving");
     }
 }

@@ -36,14 +36,16 @@ impl<'a> Json<'a> {
     pub fn kind(&mut self) -> Option<u8> {
         loop {
             match self.text.get(self.at) {
+                Some(byte) if *byte > b' ' => return Some(*byte),
                 Some(byte) if byte.is_ascii_whitespace() => self.at += 1,
                 other => return other.copied(),
             }
         }
     }
 
-    /// Reads the object that stands here: `field` is called at the value of each key, and reads it or leaves it.
-    pub fn object(&mut self, mut field: impl FnMut(&mut Self, Cow<'a, str>)) {
+    /// Reads the object that stands here: `field` is called at the value of each key, and reads it or leaves it. A key is
+    /// UTF-8, given as bytes because it is compared only.
+    pub fn object(&mut self, mut field: impl FnMut(&mut Self, Cow<'a, [u8]>)) {
         if !self.take(b'{') {
             return self.give_up();
         }
@@ -53,7 +55,7 @@ impl<'a> Json<'a> {
                 return self.give_up();
             }
             first = false;
-            let Some(key) = self.string() else { return self.give_up() };
+            let Some(key) = self.key() else { return self.give_up() };
             if !self.take(b':') {
                 return self.give_up();
             }
@@ -118,11 +120,41 @@ impl<'a> Json<'a> {
         self.text.get(start..self.at).unwrap_or_default()
     }
 
+    /// Reads the next value with `read`, and returns its bytes; `None` where it is not understood that way, or more of it is
+    /// left: nothing has been read then.
+    pub fn attempt(&mut self, read: impl FnOnce(&mut Self)) -> Option<&'a [u8]> {
+        self.kind();
+        let start = self.at;
+        let value = self.raw(read);
+        if !self.broken && matches!(self.kind(), Some(b',' | b'}' | b']')) {
+            return Some(value);
+        }
+        (self.at, self.broken) = (start, false);
+        None
+    }
+
+    /// What has not been read yet.
+    #[must_use]
+    pub fn rest(&self) -> &'a [u8] {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
     /// The next value where it is a string; any other is passed over.
     pub fn string(&mut self) -> Option<Cow<'a, str>> {
         match self.plain_string() {
             Some(text) => std::str::from_utf8(text).ok().map(Cow::Borrowed),
             None => string(self.skip()),
+        }
+    }
+
+    #[inline]
+    fn key(&mut self) -> Option<Cow<'a, [u8]>> {
+        match self.plain_string() {
+            Some(text) => is_utf8(text).then_some(Cow::Borrowed(text)),
+            None => match string(self.skip())? {
+                Cow::Borrowed(text) => Some(Cow::Borrowed(text.as_bytes())),
+                Cow::Owned(text) => Some(Cow::Owned(text.into_bytes())),
+            },
         }
     }
 
@@ -133,10 +165,6 @@ impl<'a> Json<'a> {
         if self.at == start && !self.broken {
             self.skip();
         }
-    }
-
-    fn rest(&self) -> &'a [u8] {
-        self.text.get(self.at..).unwrap_or_default()
     }
 
     fn take(&mut self, byte: u8) -> bool {
@@ -187,13 +215,33 @@ fn inner(value: &[u8]) -> Option<&[u8]> {
 /// The length of the value at the start of `text`; `None` when it does not end.
 fn value_length(text: &[u8]) -> Option<usize> {
     match text.first()? {
-        b'"' => string_length(text),
+        b'"' => short_string_length(text).or_else(|| string_length(text)),
         b'{' | b'[' => container_length(text),
         _ => {
             let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']') || byte.is_ascii_whitespace();
             text.iter().position(ends).filter(|length| *length > 0)
         }
     }
+}
+
+/// The text of a string that has at most seven bytes and no escape; `None` of any other value.
+#[must_use]
+pub fn short_text(value: &[u8]) -> Option<&[u8]> {
+    let length = short_string_length(value).filter(|length| *length == value.len())?;
+    value.get(1..length - 1)
+}
+
+/// Keys are short, and nearly all are ASCII.
+#[inline]
+fn is_utf8(text: &[u8]) -> bool {
+    text.iter().fold(0, |all, byte| all | byte).is_ascii() || std::str::from_utf8(text).is_ok()
+}
+
+/// The length of a string with at most seven bytes between its quotes, and no escape.
+#[inline]
+fn short_string_length(text: &[u8]) -> Option<usize> {
+    let length = text::first_end(*text.get(1..)?.first_chunk()?)?;
+    (text.get(length + 1) == Some(&b'"')).then_some(length + 2)
 }
 
 /// The length of the string at the start of `text`, quotes included: up to the first quote that an even number of
@@ -275,7 +323,7 @@ mod tests {
             Some(b'{') => {
                 let mut fields = serde_json::Map::new();
                 json.object(|json, key| {
-                    fields.insert(key.into_owned(), value(json));
+                    fields.insert(String::from_utf8(key.into_owned()).unwrap(), value(json));
                 });
                 Value::Object(fields)
             }
@@ -326,7 +374,7 @@ mod tests {
             let (mut keys, mut bytes) = (Vec::new(), Vec::new());
             let mut json = Json::new(text.as_bytes());
             json.object(|json, key| {
-                keys.push(key.into_owned());
+                keys.push(String::from_utf8(key.into_owned()).unwrap());
                 if keys.len() % 2 == 0 {
                     bytes.push(json.raw(|json| { json.skip(); }).to_vec());
                 }

@@ -128,7 +128,7 @@ impl Gathered {
 
 /// Where in a word a run ends. Mycroft's test for a zero byte ("Hacker's Delight", 6-1), after each byte was combined with
 /// the one that is looked for.
-fn first_end(word: [u8; 8]) -> Option<usize> {
+pub(super) fn first_end(word: [u8; 8]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 0xff;
     let word = u64::from_le_bytes(word);
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & (ONES * 0x80);

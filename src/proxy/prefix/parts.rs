@@ -2,11 +2,13 @@
 //!
 //! Used by `prompt`, which meets them in whatever order they come. It keeps slices of the body.
 
-use super::super::key::Secret;
+use super::super::json::{Json, STRAY};
 use super::chain::Chain;
 use super::render::{self, Render};
 use super::{Prefix, Settings, TOKEN_BYTES};
 use http::HeaderValue;
+use memchr::memmem::Finder;
+use std::sync::LazyLock;
 
 /// Fields that change how everything else is rendered, or for whom: prompts that differ in one have no key in common.
 const SALTS: [&str; 8] = [
@@ -20,6 +22,14 @@ const SALTS: [&str; 8] = [
     "previous_response_id",
 ];
 
+/// What a salt begins with, so that it is never hashed as a text is: no text begins so, and no token ids do.
+const SALT: [u8; TOKEN_BYTES] = [STRAY; TOKEN_BYTES];
+
+/// Where messages come before the tools, they are not read ahead: it would be in vain. Tools are known by this word, as near
+/// to the end of a body as this. (Where that is mistaken it costs time only, and so it does in a body that is shorter.)
+static FIND_TOOL: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"function\""));
+const TOOL_BYTES: usize = 2048;
+
 /// The fields of a body that its prefix is made of, as they stand there; empty where there is none, or null.
 #[derive(Default)]
 pub(in crate::proxy) struct Parts<'a> {
@@ -32,56 +42,90 @@ pub(in crate::proxy) struct Parts<'a> {
     messages: &'a [u8],
     prompt: &'a [u8],
     input: &'a [u8],
+    /// All up to the end of the messages, rendered as they were read; `None` as soon as that may be wrong.
+    ahead: Option<Render>,
 }
 
 impl<'a> Parts<'a> {
     /// Keeps a field if it is one of them. Of two equal keys the last counts.
-    pub(in crate::proxy) fn keep(&mut self, key: &str, value: &'a [u8]) {
+    pub(in crate::proxy) fn keep(&mut self, key: &[u8], value: &'a [u8]) {
         let place = match key {
-            "tools" => &mut self.tools,
-            "functions" => &mut self.functions,
-            "documents" => &mut self.documents,
-            "system" => &mut self.system,
-            "instructions" => &mut self.instructions,
-            "messages" => &mut self.messages,
-            "prompt" => &mut self.prompt,
-            "input" => &mut self.input,
-            _ => match self.salts.iter_mut().zip(SALTS).find(|(_, salt)| *salt == key) {
-                Some((place, _)) => place,
+            b"tools" => &mut self.tools,
+            b"functions" => &mut self.functions,
+            b"documents" => &mut self.documents,
+            b"system" => &mut self.system,
+            b"instructions" => &mut self.instructions,
+            b"messages" => &mut self.messages,
+            b"prompt" => &mut self.prompt,
+            b"input" => &mut self.input,
+            _ => match self.salts.iter_mut().zip(SALTS).find(|(_, salt)| salt.as_bytes() == key) {
+                Some((place, _)) => return *place = given(value),
                 None => return,
             },
         };
-        *place = if value == b"null" { b"" } else { value };
+        *place = given(value);
+        self.ahead = None;
+    }
+
+    /// Reads and keeps the messages that stand here. They are rendered on the way, since that takes no longer than passing
+    /// over them; if something follows that is rendered before them, that was in vain.
+    pub(in crate::proxy) fn read_messages(&mut self, json: &mut Json<'a>, settings: &Settings) {
+        let can_be_ahead = json.kind() == Some(b'[') && !render::are_token_ids(json.rest());
+        if can_be_ahead && !ends_with_tools(json.rest()) {
+            let head = self.head(settings.block_bytes, json.rest().len(), settings);
+            let render = self.ahead.insert(head);
+            if let Some(messages) = json.attempt(|json| render.items(json))
+                && !render.is_broken()
+            {
+                self.messages = messages;
+                return;
+            }
+        }
+        self.keep(b"messages", json.skip());
     }
 
     /// The prompt in blocks; `None` where there is none, or it cannot be read. `chat`: the engine renders messages.
     pub(in crate::proxy) fn prefix(
-        &self,
+        &mut self,
         chat: bool,
         model: Option<&str>,
         settings: &Settings,
     ) -> Option<Prefix> {
         let given = [self.prompt, self.input].into_iter().find(|value| is_prompt(value));
         let messages = Some(self.messages).filter(|value| value.starts_with(b"["));
-        let source = if chat { messages.or(given) } else { given.or(messages) }?;
+        let (source, is_ahead) = match (messages, given) {
+            (Some(messages), given) if chat || given.is_none() => (messages, self.ahead.is_some()),
+            (_, given) => (given?, false),
+        };
         let ids = render::are_token_ids(source);
         let block_bytes =
             if ids { settings.block_bytes / TOKEN_BYTES * TOKEN_BYTES } else { settings.block_bytes };
-        let salted = self.salted(&[u8::from(chat), u8::from(ids)], model, settings);
-        let mut render =
-            Render::new(Chain::new(salted.hash(), block_bytes, settings.blocks_max, source.len()), salted);
-        let mut tokens = None;
-        if ids {
-            tokens = Some(render.token_ids(source));
-        } else {
-            self.render(source, &mut render);
-        }
+        let salt = self.salt([u8::from(chat), u8::from(ids)], model, settings);
+        let (mut late, mut tokens) = (None, None);
+        let render = match &mut self.ahead {
+            Some(render) if is_ahead => render,
+            _ if ids => {
+                let chain =
+                    Chain::new(settings.secret.hash(), block_bytes, settings.blocks_max, source.len());
+                let render = late.insert(Render::new(chain, settings.secret));
+                tokens = Some(render.token_ids(source));
+                render
+            }
+            _ => {
+                let render = late.insert(self.head(block_bytes, source.len(), settings));
+                render.raw_items(source);
+                render
+            }
+        };
         let chain = render.finish()?;
-        let (bytes, unkeyed) = (chain.bytes(), chain.unkeyed());
-        Some(Prefix { keys: chain.into_keys(), bytes, tokens, block_bytes, unkeyed })
+        let keys = chain.keys(salt);
+        Some(Prefix { keys, bytes: chain.bytes(), tokens, block_bytes, unkeyed: chain.unkeyed() })
     }
 
-    fn render(&self, source: &[u8], render: &mut Render) {
+    /// What is rendered before the prompt itself.
+    fn head(&self, block_bytes: usize, bytes_expected: usize, settings: &Settings) -> Render {
+        let chain = Chain::new(settings.secret.hash(), block_bytes, settings.blocks_max, bytes_expected);
+        let mut render = Render::new(chain, settings.secret);
         for (mark, value) in [(b'T', self.tools), (b'F', self.functions), (b'D', self.documents)] {
             render.raw(mark, value);
         }
@@ -89,20 +133,32 @@ impl<'a> Parts<'a> {
             render.mark(mark);
             render.raw_content(value, 0);
         }
-        render.items(source);
+        render
     }
 
-    /// The secret of all prompts that can have something in common with this one.
-    fn salted(&self, kind: &[u8], model: Option<&str>, settings: &Settings) -> Secret {
+    /// What all prompts share that can have something in common with this one.
+    fn salt(&self, kind: [u8; 2], model: Option<&str>, settings: &Settings) -> u64 {
         let mut hash = settings.secret.hash();
-        hash.append(kind);
+        hash.append(&SALT);
+        hash.append(&kind);
         hash.append_whole(model.unwrap_or_default().as_bytes());
         hash.append_whole(settings.tenant.as_ref().map(HeaderValue::as_bytes).unwrap_or_default());
-        for salt in self.salts {
+        for (number, salt) in (0_u8..).zip(self.salts).filter(|(_, salt)| !salt.is_empty()) {
+            hash.append(&[number]);
             hash.append_whole(salt);
         }
-        hash.into_secret()
+        hash.so_far()
     }
+}
+
+/// A value, empty where it is null.
+fn given(value: &[u8]) -> &[u8] {
+    if value == b"null" { b"" } else { value }
+}
+
+fn ends_with_tools(body: &[u8]) -> bool {
+    let end = body.len().checked_sub(TOOL_BYTES).and_then(|start| body.get(start..));
+    end.is_some_and(|end| FIND_TOOL.find(end).is_some())
 }
 
 fn is_prompt(value: &[u8]) -> bool {
@@ -111,6 +167,7 @@ fn is_prompt(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::key::Secret;
     use super::*;
     use crate::proxy::prompt::{self, Reading};
     use proptest::prelude::*;
@@ -230,6 +287,40 @@ mod tests {
                     prop_assert_eq!(prefix.keys.len(), prefix.bytes / 4);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn where_messages_stand_makes_no_difference_to_what_is_found() {
+        let reading = Reading { blocks: Some(settings(4)), ..Reading::default() };
+        let tool = r#"{"type":"function","function":{"name":"f"}}"#;
+        for messages in [
+            r#"[{"role":"user","content":"hello"}]"#,
+            r#"[{"role":"user","content":"he\nllo"},"x"]"#,
+            r#"["]"]"#,
+            r#"[1"]"]"#,
+            r#"[{"content":"x"} {"content":"y"}]"#,
+            r#"[{"content":"x"]}"#,
+            "[[1,2],[3]]",
+            "[]",
+            "null",
+        ] {
+            let fields = |order: [&str; 3]| format!("{{{}}}", order.join(","));
+            let [field, tools, model] = [
+                format!(r#""messages":{messages}"#),
+                format!(r#""tools":[{tool}]"#),
+                r#""model":"m""#.to_owned(),
+            ];
+            let found = |order| {
+                let body = fields(order);
+                let prompt = prompt::parse(body.as_bytes(), CHAT, &reading);
+                let plain = prompt::parse(body.as_bytes(), CHAT, &Reading::default());
+                assert_eq!((&prompt.model, prompt.in_object), (&plain.model, plain.in_object), "{body}");
+                prompt.prefix
+            };
+            let last = found([&tools, &model, &field]);
+            assert_eq!(found([&field, &model, &tools]), last, "{messages}");
+            assert_eq!(found([&model, &field, &tools]), last, "{messages}");
         }
     }
 

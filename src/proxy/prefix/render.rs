@@ -18,7 +18,7 @@ const DEPTH_MAX: usize = 2;
 /// Fields of an object that are told apart; one with more goes in as a whole besides.
 const FIELDS_MAX: usize = 8;
 /// Says that an engine should cache what precedes it; clients move it from turn to turn, and nobody renders it.
-const CACHE_CONTROL: &str = "cache_control";
+const CACHE_CONTROL: &[u8] = b"cache_control";
 
 /// The rendering of a prompt.
 pub(super) struct Render {
@@ -34,44 +34,53 @@ impl Render {
     }
 
     /// What was rendered; `None` where something was met that is not understood.
-    pub(super) fn finish(self) -> Option<Chain> {
-        Some(self.chain).filter(|_| !self.broken)
+    pub(super) fn finish(&mut self) -> Option<&mut Chain> {
+        (!self.broken).then_some(&mut self.chain)
     }
 
-    /// One text, or a list of texts or messages.
-    pub(super) fn items(&mut self, value: &[u8]) {
+    /// Whether something was met that is not understood.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// One text, or a list of texts or messages, which stands here.
+    pub(super) fn items(&mut self, json: &mut Json<'_>) {
         self.mark(b'P');
-        self.read(value, |this, json| {
-            if json.kind() != Some(b'[') {
-                return this.content(json, 0);
-            }
-            json.array(|json| match json.kind() {
-                Some(b'{') => this.message(json),
-                _ => this.content(json, 0),
-            });
+        if json.kind() != Some(b'[') {
+            return self.content(json, 0);
+        }
+        json.array(|json| match json.kind() {
+            Some(b'{') => self.message(json),
+            _ => self.content(json, 0),
         });
+    }
+
+    /// The same for a value that has been passed over.
+    pub(super) fn raw_items(&mut self, value: &[u8]) {
+        self.read(value, Self::items);
     }
 
     /// Its role, its content, then all other fields in their order.
     fn message(&mut self, json: &mut Json<'_>) {
         let (mut role, mut content): (&[u8], &[u8]) = (b"", b"");
-        let (mut others, mut rendered) = (Fields::default(), false);
+        let (mut others, mut rendered) = (None::<Fields<'_>>, false);
         let message = json.raw(|json| {
             json.object(|json, key| match &*key {
-                "content" if !role.is_empty() && !rendered => {
+                b"content" if !role.is_empty() && !rendered => {
                     rendered = true;
                     self.head(role);
                     self.content(json, 0);
                 }
-                "role" if !rendered => role = json.skip(),
-                "content" if !rendered => content = json.skip(),
-                _ => others.push(key, json.skip()),
+                b"role" if !rendered => role = json.skip(),
+                b"content" if !rendered => content = json.skip(),
+                _ => others.get_or_insert_default().push(key, json.skip()),
             });
         });
         if !rendered {
             self.head(role);
             self.raw_content(content, 0);
         }
+        let Some(others) = others else { return };
         for (key, value) in others.all() {
             self.field(key, value);
         }
@@ -82,7 +91,12 @@ impl Render {
 
     fn head(&mut self, role: &[u8]) {
         self.mark(b'm');
-        self.raw_content(role, 0);
+        if let Some(role) = json::short_text(role) {
+            self.mark(b't');
+            self.chain.append(role);
+        } else {
+            self.raw_content(role, 0);
+        }
         self.mark(b'c');
     }
 
@@ -109,12 +123,12 @@ impl Render {
         let (mut kind, mut rendered, mut fields) = (Kind::Other, false, Fields::default());
         let part = json.raw(|json| {
             json.object(|json, key| {
-                if key == "text" && kind == Kind::Text && !rendered && json.kind() == Some(b'"') {
+                if *key == *b"text" && kind == Kind::Text && !rendered && json.kind() == Some(b'"') {
                     rendered = true;
                     return self.text(json);
                 }
                 let value = json.skip();
-                if key == "type" {
+                if *key == *b"type" {
                     kind = Kind::of(value);
                 }
                 fields.push(key, value);
@@ -132,7 +146,7 @@ impl Render {
     fn other_part(&mut self, part: &[u8], fields: &Fields<'_>, depth: usize) {
         self.mark(b'p');
         for (key, value) in fields.all() {
-            if key == "content" {
+            if key == b"content" {
                 self.raw_content(value, depth);
             } else {
                 self.field(key, value);
@@ -148,7 +162,7 @@ impl Render {
     fn blob(&mut self, part: &[u8], fields: &Fields<'_>) {
         let mut hash = self.secret.hash();
         for (key, value) in fields.all() {
-            hash.append_whole(key.as_bytes());
+            hash.append_whole(key);
             hash.append_whole(value);
         }
         if fields.are_too_many {
@@ -161,8 +175,8 @@ impl Render {
         }
     }
 
-    fn field(&mut self, key: &str, value: &[u8]) {
-        self.raw(b'k', key.as_bytes());
+    fn field(&mut self, key: &[u8], value: &[u8]) {
+        self.raw(b'k', key);
         self.raw(b'v', value);
     }
 
@@ -245,14 +259,14 @@ impl Kind {
 /// The fields of an object that say something, as far as there is room for them.
 #[derive(Default)]
 struct Fields<'a> {
-    kept: [(Cow<'a, str>, &'a [u8]); FIELDS_MAX],
+    kept: [(Cow<'a, [u8]>, &'a [u8]); FIELDS_MAX],
     count: usize,
     are_too_many: bool,
 }
 
 impl<'a> Fields<'a> {
-    fn push(&mut self, key: Cow<'a, str>, value: &'a [u8]) {
-        if key == CACHE_CONTROL || value == b"null" {
+    fn push(&mut self, key: Cow<'a, [u8]>, value: &'a [u8]) {
+        if *key == *CACHE_CONTROL || value == b"null" {
             return;
         }
         match self.kept.get_mut(self.count) {
@@ -262,13 +276,13 @@ impl<'a> Fields<'a> {
         self.count += 1;
     }
 
-    fn all(&self) -> impl Iterator<Item = (&str, &'a [u8])> {
+    fn all(&self) -> impl Iterator<Item = (&[u8], &'a [u8])> {
         self.kept.iter().take(self.count).map(|(key, value)| (&**key, *value))
     }
 
     /// The text of a part that is one.
     fn text(&self) -> Option<&'a [u8]> {
-        self.all().find(|(key, value)| *key == "text" && value.starts_with(b"\"")).map(|(_, text)| text)
+        self.all().find(|(key, value)| *key == b"text" && value.starts_with(b"\"")).map(|(_, text)| text)
     }
 }
 
@@ -299,8 +313,8 @@ mod tests {
     fn items(list: impl AsRef<[u8]>) -> Arc<[BlockKey]> {
         let secret = Secret::new([1, 2, 3, 4]);
         let mut render = Render::new(Chain::new(secret.hash(), 1, usize::MAX, 0), secret);
-        render.items(list.as_ref());
-        render.finish().unwrap().into_keys()
+        render.raw_items(list.as_ref());
+        render.finish().unwrap().keys(0)
     }
 
     fn chat(messages: &Value) -> Arc<[BlockKey]> {

@@ -9,45 +9,46 @@ use super::given::Given;
 use super::text::Text;
 use super::{Form, Prompt, Reading};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Longer model names are no names.
 const MODEL_BYTES_MAX: usize = 256;
 
 /// Whether a field of a body has no part in what the tokens are. All others are taken to have one.
-fn is_sampling(key: &str) -> bool {
+fn is_sampling(key: &[u8]) -> bool {
     matches!(
         key,
-        "stream"
-            | "stream_options"
-            | "temperature"
-            | "top_p"
-            | "top_k"
-            | "min_p"
-            | "max_tokens"
-            | "min_tokens"
-            | "max_completion_tokens"
-            | "n"
-            | "best_of"
-            | "seed"
-            | "stop"
-            | "stop_token_ids"
-            | "ignore_eos"
-            | "presence_penalty"
-            | "frequency_penalty"
-            | "repetition_penalty"
-            | "length_penalty"
-            | "logprobs"
-            | "top_logprobs"
-            | "prompt_logprobs"
-            | "logit_bias"
-            | "user"
-            | "metadata"
-            | "store"
-            | "priority"
-            | "request_id"
-            | "service_tier"
-            | "safety_identifier"
-            | "skip_special_tokens"
+        b"stream"
+            | b"stream_options"
+            | b"temperature"
+            | b"top_p"
+            | b"top_k"
+            | b"min_p"
+            | b"max_tokens"
+            | b"min_tokens"
+            | b"max_completion_tokens"
+            | b"n"
+            | b"best_of"
+            | b"seed"
+            | b"stop"
+            | b"stop_token_ids"
+            | b"ignore_eos"
+            | b"presence_penalty"
+            | b"frequency_penalty"
+            | b"repetition_penalty"
+            | b"length_penalty"
+            | b"logprobs"
+            | b"top_logprobs"
+            | b"prompt_logprobs"
+            | b"logit_bias"
+            | b"user"
+            | b"metadata"
+            | b"store"
+            | b"priority"
+            | b"request_id"
+            | b"service_tier"
+            | b"safety_identifier"
+            | b"skip_special_tokens"
     )
 }
 
@@ -55,7 +56,7 @@ fn is_sampling(key: &str) -> bool {
 pub(super) struct Fields<'a> {
     chat: bool,
     reading: &'a Reading,
-    model: Option<String>,
+    model: Option<Arc<str>>,
     stream: bool,
     cache_salt: Option<String>,
     content: Option<Hash>,
@@ -79,21 +80,23 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn read(&mut self, json: &mut Json<'a>, key: &str) {
-        let value = match key {
-            "model" => return self.model = name(json),
-            "stream" => return self.stream = json.skip() == b"true",
-            "prompt" if self.content.is_some() => self.read_prompt(json),
-            "messages" if self.content.is_some() => self.read_messages(json),
+    pub(super) fn read(&mut self, json: &mut Json<'a>, key: &[u8]) {
+        let blocks = self.reading.blocks.as_ref();
+        let value = match (key, blocks) {
+            (b"model", _) => return self.model = name(json),
+            (b"stream", _) => return self.stream = json.skip() == b"true",
+            (b"prompt", _) if self.content.is_some() => self.read_prompt(json),
+            (b"messages", _) if self.content.is_some() => self.read_messages(json),
+            (b"messages", Some(blocks)) => return self.parts.read_messages(json, blocks),
             _ => json.skip(),
         };
         if self.reading.blocks.is_some() {
             self.parts.keep(key, value);
         }
         if let Some(content) = self.content.as_mut().filter(|_| !is_sampling(key)) {
-            content.append_whole(key.as_bytes());
+            content.append_whole(key);
             content.append_whole(value);
-            if key == "cache_salt" {
+            if key == b"cache_salt" {
                 self.cache_salt = json::string(value).map(Cow::into_owned);
             }
         }
@@ -120,7 +123,7 @@ impl<'a> Fields<'a> {
         Text::new(self.reading.secret.filter(|_| self.reading.text).map(|secret| secret.hash()))
     }
 
-    pub(super) fn into_prompt(self, in_object: bool) -> Prompt {
+    pub(super) fn into_prompt(mut self, in_object: bool) -> Prompt {
         let blocks = self.reading.blocks.as_ref().filter(|_| in_object);
         let prefix = blocks.and_then(|blocks| self.parts.prefix(self.chat, self.model.as_deref(), blocks));
         let with_messages = self.messages.is_some();
@@ -150,9 +153,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn name(json: &mut Json<'_>) -> Option<String> {
+fn name(json: &mut Json<'_>) -> Option<Arc<str>> {
     let name = json.string().filter(|name| (1..=MODEL_BYTES_MAX).contains(&name.len()));
-    name.map(Cow::into_owned)
+    name.map(Arc::from)
 }
 
 /// The text of one entry of `messages`.
@@ -161,8 +164,8 @@ fn message(json: &mut Json<'_>, text: &mut Text) {
         return;
     }
     json.object(|json, key| match (&*key, json.kind()) {
-        ("content", Some(b'"')) => text.item(json),
-        ("content", Some(b'[')) => json.array(|json| part(json, text)),
+        (b"content", Some(b'"')) => text.item(json),
+        (b"content", Some(b'[')) => json.array(|json| part(json, text)),
         _ => {}
     });
 }
@@ -174,8 +177,8 @@ fn part(json: &mut Json<'_>, text: &mut Text) {
     }
     let (mut is_text, mut value): (bool, &[u8]) = (false, b"");
     json.object(|json, key| match &*key {
-        "type" => is_text = json.string().is_some_and(|kind| kind == "text"),
-        "text" => value = json.skip(),
+        b"type" => is_text = json.string().is_some_and(|kind| kind == "text"),
+        b"text" => value = json.skip(),
         _ => {}
     });
     if is_text && value.starts_with(b"\"") {

@@ -14,6 +14,7 @@ use crate::state::tokens::{PromptKey, Tokens};
 use bytes::Bytes;
 use fields::Fields;
 use http::HeaderValue;
+use std::sync::Arc;
 
 /// Bodies longer than this are parsed on a thread for blocking work, so that they do not hold up other requests.
 pub const INLINE_BYTES_MAX: usize = 256 * 1024;
@@ -44,8 +45,8 @@ impl Reading {
 /// What is known of the prompt of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
-    /// The `model` field, where it is a string.
-    pub model: Option<String>,
+    /// The `model` field, where it is a string. Shared, since decisions that are kept name it too.
+    pub model: Option<Arc<str>>,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// Whether the body is a JSON object, as far as it was looked at. In anything else there is no prompt.
@@ -161,14 +162,14 @@ mod tests {
         read(path, body).key(&secret(), "m")
     }
 
-    fn outline(body: &str) -> (Option<String>, bool) {
+    fn outline(body: &str) -> (Option<Arc<str>>, bool) {
         let prompt = parse(body.as_bytes(), CHAT, &Reading::default());
         assert_eq!(prompt.form, Form::None);
         (prompt.model, prompt.stream)
     }
 
-    fn named(model: &str, stream: bool) -> (Option<String>, bool) {
-        (Some(model.to_owned()), stream)
+    fn named(model: &str, stream: bool) -> (Option<Arc<str>>, bool) {
+        (Some(model.into()), stream)
     }
 
     #[test]
