@@ -102,7 +102,11 @@ impl Collected {
 }
 
 /// Straight from the connection, into the memory where it stays.
-async fn collect_plain(connection: &Connection, declared: usize, mut body: Collected) -> Result<Body, Failure> {
+async fn collect_plain(
+    connection: &Connection,
+    declared: usize,
+    mut body: Collected,
+) -> Result<Body, Failure> {
     if let Some(bytes) = connection.take_body() {
         body.grow(0, bytes.len())?;
         return Ok(Body { bytes, share: body.share });
@@ -125,7 +129,11 @@ async fn collect_plain(connection: &Connection, declared: usize, mut body: Colle
 }
 
 /// By way of Pingora: in chunks, or over HTTP/2.
-async fn collect(session: &mut ServerSession, declared: Option<usize>, mut body: Collected) -> Result<Body, Failure> {
+async fn collect(
+    session: &mut ServerSession,
+    declared: Option<usize>,
+    mut body: Collected,
+) -> Result<Body, Failure> {
     let mut first = Bytes::new();
     while let Some(chunk) = session.read_request_body().await.map_err(|e| Failure::Broken(e.into_down()))? {
         body.grow(first.len() + body.all.len(), chunk.len())?;

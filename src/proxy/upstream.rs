@@ -14,10 +14,13 @@ use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType, OrErr, Result};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Room for two addresses.
+const FORWARDED_FOR_BYTES: usize = 80;
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 const FORWARDED_HOST: &str = "x-forwarded-host";
@@ -121,17 +124,19 @@ impl Upstream {
         }
         request.insert_header(HOST, self.host.clone())?;
         if let Some(address) = client.address {
-            let earlier =
-                request.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
-            let chain: Vec<&str> = earlier.collect();
-            let all = if chain.is_empty() {
-                address.to_string()
-            } else {
-                format!("{}, {address}", chain.join(", "))
-            };
-            request.insert_header(FORWARDED_FOR, all)?;
+            let mut chain = String::with_capacity(FORWARDED_FOR_BYTES);
+            for earlier in
+                request.headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok())
+            {
+                chain.push_str(earlier);
+                chain.push_str(", ");
+            }
+            // A string takes all that is written to it.
+            let _written = write!(chain, "{address}");
+            request.insert_header(FORWARDED_FOR, chain)?;
         }
-        request.insert_header(FORWARDED_PROTO, if client.tls { "https" } else { "http" })?;
+        let scheme = HeaderValue::from_static(if client.tls { "https" } else { "http" });
+        request.insert_header(FORWARDED_PROTO, scheme)?;
         request.insert_header(super::REQUEST_ID, client.request_id.clone())?;
         if let Some(authorization) = &self.authorization {
             request.insert_header(AUTHORIZATION, authorization.clone())?;

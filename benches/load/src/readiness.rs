@@ -52,7 +52,9 @@ impl Readiness {
 pub(crate) async fn call(address: SocketAddr, method: &str, path: &str) -> Result<Vec<u8>, Failure> {
     let request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\n\r\n");
     let mut connection = Connection::to(address);
-    let answer = connection.exchange(request.as_bytes(), Answer::new().keeping_body(true), READY_WITHIN, |_| {}).await?;
+    let answer = connection
+        .exchange(request.as_bytes(), Answer::new().keeping_body(true), READY_WITHIN, |_| {})
+        .await?;
     match answer.status() {
         200 => Ok(answer.body().to_vec()),
         status => Err(Failure::Status(status)),

@@ -20,11 +20,7 @@ pub(super) enum Head {
     /// The beginning of a head.
     Partial,
     /// A head of `bytes`, which `body_bytes` of a body follow; `length` is where that number stands.
-    Plain {
-        bytes: usize,
-        body_bytes: usize,
-        length: Option<Range<usize>>,
-    },
+    Plain { bytes: usize, body_bytes: usize, length: Option<Range<usize>> },
     /// Something that Pingora is to judge.
     Other,
 }

@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use crate::readiness::call;
 
-
 /// Where to look.
 pub(super) struct Watched {
     pub(super) pid: i32,
