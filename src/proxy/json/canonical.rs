@@ -18,28 +18,40 @@ impl Json<'_> {
             return self.give_up();
         }
         let text = self.rest();
-        let mut gathered = Gathered::new();
+        // Only what is written otherwise comes in small pieces.
+        let mut gathered: Option<Gathered> = None;
         let (mut start, mut at) = (0, 0);
         loop {
             let Some(run) = text.get(at..).and_then(run_length) else { return self.give_up() };
             at += run;
-            match text.get(at..at + 2) {
-                Some([ESCAPE, kind]) if SHORT.contains(kind) => {
-                    at += 2;
-                    continue;
-                }
-                _ => gathered.run(text.get(start..at).unwrap_or_default(), &mut piece),
+            if let Some([ESCAPE, kind]) = text.get(at..at + 2)
+                && SHORT.contains(kind)
+            {
+                at += 2;
+                continue;
             }
+            let run = text.get(start..at).unwrap_or_default();
             let (character, length) = match text.get(at) {
-                Some(&QUOTE) => break,
+                Some(&QUOTE) => {
+                    match &mut gathered {
+                        Some(gathered) => gathered.run(run, &mut piece),
+                        None if run.is_empty() => {}
+                        None => piece(run),
+                    }
+                    break;
+                }
                 Some(&ESCAPE) => unescape(text.get(at..).unwrap_or_default()),
                 _ => (char::REPLACEMENT_CHARACTER, 1),
             };
-            write(character, &mut gathered, &mut piece);
+            let gathered = gathered.get_or_insert_with(Gathered::new);
+            gathered.run(run, &mut piece);
+            write(character, gathered, &mut piece);
             at += length;
             start = at;
         }
-        gathered.give_on(&mut piece);
+        if let Some(mut gathered) = gathered {
+            gathered.give_on(&mut piece);
+        }
         self.at += at + 1;
     }
 }

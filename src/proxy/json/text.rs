@@ -83,10 +83,11 @@ const NEAR_BYTES: usize = 128;
 /// Where the first byte is that is not simply itself.
 #[inline]
 pub(super) fn run_length(text: &[u8]) -> Option<usize> {
-    let near = text.get(..NEAR_BYTES).unwrap_or(text).as_chunks().0;
+    let near = text.get(..NEAR_BYTES).unwrap_or(text).as_chunks::<32>().0;
     for (number, block) in near.iter().enumerate() {
-        let ends = ends(*block);
-        if ends != 0 {
+        let [first, second] = halves(block).map(ends);
+        if (first | second).to_bitmask() != 0 {
+            let ends = first.to_bitmask() | second.to_bitmask() << 16;
             return Some(number * size_of_val(block) + ends.trailing_zeros() as usize);
         }
     }
@@ -94,12 +95,17 @@ pub(super) fn run_length(text: &[u8]) -> Option<usize> {
     memchr3(QUOTE, ESCAPE, STRAY, text.get(near..)?).map(|length| near + length)
 }
 
-/// A bit for each byte that is not simply itself, from the first.
 #[inline]
-fn ends(block: [u8; 16]) -> u32 {
-    let block = u8x16::new(block);
-    let ends = [QUOTE, ESCAPE, STRAY].map(|end| block.simd_eq(u8x16::splat(end)));
-    (ends[0] | ends[1] | ends[2]).to_bitmask()
+fn halves(block: &[u8; 32]) -> [u8x16; 2] {
+    let [first, second] = [block.first_chunk(), block.last_chunk()];
+    [first, second].map(|half| u8x16::new(*half.unwrap_or(&[0; 16])))
+}
+
+/// Marks each byte that is not simply itself.
+#[inline]
+fn ends(block: u8x16) -> u8x16 {
+    let [quote, escape, stray] = [QUOTE, ESCAPE, STRAY].map(|end| block.simd_eq(u8x16::splat(end)));
+    quote | escape | stray
 }
 
 /// Short pieces of a text, put together.
