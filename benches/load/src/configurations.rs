@@ -1,7 +1,7 @@
 //! The configuration of each proxy that has a file: one worker, keep-alive to all engines, answers passed on as they come.
 //!
 //! Written by `contestant`; kvway's by `routing`, too. The plainest that are fair; each is kept with the result. Pure but
-//! for [`write`].
+//! for [`write()`].
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, iter};

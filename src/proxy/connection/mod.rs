@@ -436,8 +436,8 @@ mod tests {
         read(&mut ours, CHUNKED.len()).await;
         ours.begin_request();
         assert_eq!((ours.body_bytes(), ours.is_loose()), (None, true));
-        let rest = all.len() - CHUNKED.len();
-        assert_eq!(read(&mut ours, rest).await, all[CHUNKED.len()..], "and so the next request");
+        let rest = all.strip_prefix(CHUNKED).unwrap();
+        assert_eq!(read(&mut ours, rest.len()).await, rest, "and so the next request");
         ours.end_request();
         assert!(ours.request_begins().await, "Pingora has it already");
         theirs.write_all(&[b'x'; 4096]).await.unwrap();

@@ -33,8 +33,8 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 enum Phase {
     /// Nothing of a request is here.
     Idle,
-    /// A head is arriving.
-    Head,
+    /// A head is arriving; whether a line has ended since it was looked at last.
+    Head { line_ended: bool },
     /// A request whose end is known: what is left of its head, for Pingora, and of its body, for the spine.
     Request { head_left: usize, body_left: usize },
     /// HTTP/2: what comes is for Pingora as it is.
@@ -57,8 +57,6 @@ pub(super) struct Wire {
     timer: Option<Pin<Box<Sleep>>>,
     /// What was read and not yet taken.
     ahead: BytesMut,
-    /// Whether a line has ended since the head was looked at last.
-    line_ended: bool,
     /// The bytes of a head that only passed.
     loose_bytes: usize,
     /// What a refused client has sent since.
@@ -77,7 +75,6 @@ impl Wire {
             served: false,
             timer: None,
             ahead: BytesMut::new(),
-            line_ended: true,
             loose_bytes: 0,
             thrown_away: 0,
         }
@@ -94,7 +91,9 @@ impl Wire {
         self.served = true;
         match self.phase {
             Phase::Request { body_left: 1.., .. } => self.enter(Phase::Refused, Duration::ZERO),
-            Phase::Request { .. } if !self.ahead.is_empty() => self.enter(Phase::Head, self.limits.header),
+            Phase::Request { .. } if !self.ahead.is_empty() => {
+                self.enter(Phase::Head { line_ended: true }, self.limits.header);
+            }
             Phase::Refused => {}
             _ => self.enter(Phase::Idle, self.limits.idle),
         }
@@ -116,7 +115,6 @@ impl Wire {
     fn enter(&mut self, phase: Phase, allowed: Duration) {
         self.phase = phase;
         self.deadline = Instant::now() + allowed;
-        self.line_ended = true;
     }
 
     /// Ready when the deadline of the phase is over. The timer is moved only when it must fire earlier.
@@ -152,7 +150,7 @@ impl Wire {
         match self.poll_ahead(cx) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(false),
             Poll::Ready(Ok(_)) => {
-                self.enter(Phase::Head, self.limits.header);
+                self.enter(Phase::Head { line_ended: true }, self.limits.header);
                 Poll::Ready(true)
             }
             Poll::Pending => {
@@ -206,15 +204,15 @@ impl Wire {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             match self.phase {
-                Phase::Idle | Phase::Head if self.loose => return self.poll_loose(cx, buf),
+                Phase::Idle | Phase::Head { .. } if self.loose => return self.poll_loose(cx, buf),
                 Phase::Idle => {
                     if !ready!(self.poll_begin(cx)) {
                         return Poll::Ready(Ok(()));
                     }
                 }
                 // A head ends with a line: one that drips is not read again with each byte.
-                Phase::Head if !self.line_ended => ready!(self.poll_more_of_head(cx))?,
-                Phase::Head => match head::read(&self.ahead) {
+                Phase::Head { line_ended: false } => ready!(self.poll_more_of_head(cx))?,
+                Phase::Head { line_ended: true } => match head::read(&self.ahead) {
                     Head::Partial => ready!(self.poll_more_of_head(cx))?,
                     Head::Plain { bytes, body_bytes, length } => {
                         if let Some(digits) = length.and_then(|length| self.ahead.get_mut(length)) {
@@ -254,7 +252,7 @@ impl Wire {
             Poll::Ready(Ok(())) => {
                 let arrived = buf.filled().get(before..).unwrap_or_default();
                 if self.phase == Phase::Idle && !arrived.is_empty() {
-                    self.enter(Phase::Head, self.limits.header);
+                    self.enter(Phase::Head { line_ended: true }, self.limits.header);
                     self.loose_bytes = 0;
                 }
                 // A read may hold the beginning of the body, so only what came before it counts for sure.
@@ -297,11 +295,12 @@ impl Wire {
             // What there is goes to Pingora, which finds it cut off.
             Poll::Ready(Ok(0)) => self.loose = true,
             Poll::Ready(Ok(read)) => {
-                self.line_ended = self.ahead.iter().rev().take(read).any(|byte| *byte == b'\n');
+                let line_ended = self.ahead.iter().rev().take(read).any(|byte| *byte == b'\n');
+                self.phase = Phase::Head { line_ended };
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
-                self.line_ended = false;
+                self.phase = Phase::Head { line_ended: false };
                 ready!(self.poll_deadline(cx));
                 self.refuse(cx, &Reject::header_timeout());
             }
@@ -361,7 +360,7 @@ impl Wire {
     /// What Pingora writes; but what it says to a head that is none, an empty 400 or 405 before the spine hears of the
     /// request, is replaced by an answer of ours and counted.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.in_request && matches!(self.phase, Phase::Head | Phase::Request { .. }) {
+        if !self.in_request && matches!(self.phase, Phase::Head { .. } | Phase::Request { .. }) {
             let reject = if buf.starts_with(b"HTTP/1.1 405 ") {
                 Reject::method_not_allowed()
             } else {
