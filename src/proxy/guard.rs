@@ -18,10 +18,18 @@ use pingora_proxy::HttpProxy;
 use prometheus::IntCounterVec;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+/// What a connection of HTTP/1 keeps from one request to the next; none before the first.
+type Settings = Option<HttpPersistentSettings>;
+
+/// The age from which a connection at rest is worth a task of its own.
+const YOUNG: Duration = Duration::from_secs(1);
 /// What Pingora begins a connection with; the spine sets what is configured.
 const FIRST_KEEPALIVE_SECONDS: u64 = 60;
 
@@ -57,12 +65,13 @@ impl ServerApp for Guard {
         match self.connections.admit(client.map(std::net::SocketAddr::ip)) {
             Ok(permit) => {
                 let connection = Connection::new(stream, self.header_limits.clone());
-                let (guard, shutdown) = (Arc::clone(self), shutdown.clone());
-                // The task that Pingora made has room for a handshake of TLS: far more than a connection takes from here on.
-                drop(Handle::current().spawn(async move {
-                    guard.serve(&connection, &shutdown).await;
-                    drop(permit);
-                }));
+                if let Some(settings) = self.serve_young(&connection, shutdown).await {
+                    let (guard, shutdown) = (Arc::clone(self), shutdown.clone());
+                    drop(Handle::current().spawn(async move {
+                        guard.serve(&connection, settings, &shutdown, None).await;
+                        drop(permit);
+                    }));
+                }
             }
             Err(reason) => self.refused.with_label_values(&[reason]).inc(),
         }
@@ -76,21 +85,45 @@ impl ServerApp for Guard {
 }
 
 impl Guard {
-    /// One request after the other, until the client leaves, a limit is reached or the process ends.
-    async fn serve(&self, connection: &Connection, shutdown: &ShutdownWatch) {
+    /// Serves a connection in the task that Pingora made for it, which has room for a handshake of TLS: far more than is
+    /// needed from there on. So a connection that lives long is moved to one of its own when it rests; for one that does not,
+    /// another task would cost more than it gives. How to go on, if the connection does.
+    async fn serve_young(&self, connection: &Connection, shutdown: &ShutdownWatch) -> Option<Settings> {
+        let young_until = Instant::now() + YOUNG;
         if self.may_speak_h2(connection).await {
             self.proxy.process_new(Box::new(connection.clone()), shutdown).await;
-            return;
+            return None;
         }
-        let mut settings = None;
-        while self.request_begins(connection).await {
+        self.serve(connection, None, shutdown, Some(young_until)).await
+    }
+
+    /// One request after the other, until the client leaves, a limit is reached or the process ends; or until the connection
+    /// rests after `until`, and then how to go on.
+    async fn serve(
+        &self,
+        connection: &Connection,
+        mut settings: Settings,
+        shutdown: &ShutdownWatch,
+        until: Option<Instant>,
+    ) -> Option<Settings> {
+        loop {
+            let begins = self.unless_closing(settings.is_none(), connection.request_begins());
+            let begins = match until {
+                Some(until) => match timeout_at(until, begins).await {
+                    Ok(begins) => begins,
+                    Err(_elapsed) => return Some(settings),
+                },
+                None => begins.await,
+            };
+            if !begins {
+                return None;
+            }
             let mut session = ServerSession::new_http1(Box::new(connection.clone()));
             match settings.take() {
-                Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+                Some(settings) => settings.apply_to_session(&mut session),
                 None => session.set_keepalive((!*shutdown.borrow()).then_some(FIRST_KEEPALIVE_SECONDS)),
             }
-            let Some(reused) = self.proxy.process_new_http(session, shutdown).await else { return };
-            settings = reused.consume().1;
+            settings = self.proxy.process_new_http(session, shutdown).await?.consume().1;
         }
     }
 
@@ -100,19 +133,18 @@ impl Guard {
             return protocol == ALPN::H2;
         }
         let h2c = self.proxy.server_options().is_some_and(|options| options.h2c);
-        h2c && connection.get_ssl_digest().is_none() && self.unless_closing(connection.begins_as_h2()).await
+        h2c && connection.get_ssl_digest().is_none()
+            && self.unless_closing(true, connection.begins_as_h2()).await
     }
 
-    async fn request_begins(&self, connection: &Connection) -> bool {
-        self.unless_closing(connection.request_begins()).await
-    }
-
-    /// False when connections at rest are to be closed.
-    async fn unless_closing(&self, waiting: impl Future<Output = bool>) -> bool {
+    /// False when connections at rest are to be closed. One that is `new` was accepted while there was still a listener, so
+    /// its request gets the time to arrive.
+    async fn unless_closing(&self, new: bool, waiting: impl Future<Output = bool>) -> bool {
+        let mut waiting = pin!(waiting);
         tokio::select! {
             biased;
-            outcome = waiting => outcome,
-            () = self.closing.cancelled() => false,
+            outcome = &mut waiting => outcome,
+            () = self.closing.cancelled() => new && timeout(YOUNG, waiting).await.unwrap_or(false),
         }
     }
 }
