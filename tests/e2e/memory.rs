@@ -12,8 +12,8 @@ const PROMPT_BYTES: usize = 4 * 1024 * 1024;
 const GROWTH_MAX_KIB: u64 = 64 * 1024;
 
 const CONNECTIONS: usize = 500;
-/// Most of it is the state of a request in Pingora, which a connection keeps between two requests.
-const CONNECTION_MAX_KIB: u64 = 80;
+/// Between two requests a connection keeps nothing of what a request needs.
+const CONNECTION_MAX_KIB: u64 = 12;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_do_not_hold_on_to_their_prompts() {
@@ -73,7 +73,10 @@ async fn a_connection_at_rest_is_cheap() {
     }
     let state = gateway.state().await;
     assert_eq!(state["connections"], connections.len());
-    let growth = gateway.memory_kib("VmRSS").saturating_sub(before);
-    println!("{CONNECTIONS} connections at rest: {growth} KiB");
-    assert!(growth < CONNECTION_MAX_KIB * CONNECTIONS as u64, "{growth} KiB");
+    // They have to rest for a second, and the allocator gives back what is free in its own time.
+    let growth = look_for("connections at rest to be cheap", async || {
+        let growth = gateway.memory_kib("VmRSS").saturating_sub(before);
+        (growth < CONNECTION_MAX_KIB * CONNECTIONS as u64).then_some(growth)
+    });
+    println!("{CONNECTIONS} connections at rest: {} KiB", growth.await);
 }

@@ -167,7 +167,7 @@ impl Wire {
         !seen.is_empty() && H2_PREFACE.starts_with(seen)
     }
 
-    /// Ready when as much is here as `wanted`, or as shows that it is not HTTP/2; false = the client has ended before.
+    /// Ready when as much is here as the preface of HTTP/2 has, or as shows that this is none; false = the client has ended before.
     pub(super) fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while self.ahead.len() < H2_PREFACE.len() && (self.ahead.is_empty() || self.begins_as_h2()) {
             if self.ahead.is_empty() {

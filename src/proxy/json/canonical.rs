@@ -4,10 +4,12 @@
 //! nothing else; then they are given on as they stand, however many escapes they have.
 
 use super::Json;
-use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, run_length, unescape};
+use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, STRAY, ends, unescape};
+use memchr::memchr3;
 
-/// The escapes of that form that are two bytes long, by their second.
-const SHORT: &[u8] = b"\"\\bfnrt";
+/// Bytes that are looked at here, a vector at a time, before `memchr3` is asked: it is faster where nothing is near, but a call
+/// costs more than the way from one escape to the next.
+const NEAR_BYTES: usize = 256;
 
 impl Json<'_> {
     /// Reads the string that stands here. Two strings are given on in the same bytes, however they are cut, exactly if their
@@ -20,18 +22,13 @@ impl Json<'_> {
         let text = self.rest();
         // Only what is written otherwise comes in small pieces.
         let mut gathered: Option<Gathered> = None;
-        let (mut start, mut at) = (0, 0);
+        let mut at = 0;
         loop {
-            let Some(run) = text.get(at..).and_then(run_length) else { return self.give_up() };
-            at += run;
-            if let Some([ESCAPE, kind]) = text.get(at..at + 2)
-                && SHORT.contains(kind)
-            {
-                at += 2;
-                continue;
-            }
-            let run = text.get(start..at).unwrap_or_default();
-            let (character, length) = match text.get(at) {
+            let rest = text.get(at..).unwrap_or_default();
+            let Some(length) = regular_length(rest) else { return self.give_up() };
+            let (run, rest) = rest.split_at(length);
+            at += length;
+            let (character, length) = match rest.first() {
                 Some(&QUOTE) => {
                     match &mut gathered {
                         Some(gathered) => gathered.run(run, &mut piece),
@@ -40,20 +37,59 @@ impl Json<'_> {
                     }
                     break;
                 }
-                Some(&ESCAPE) => unescape(text.get(at..).unwrap_or_default()),
+                Some(&ESCAPE) => unescape(rest),
                 _ => (char::REPLACEMENT_CHARACTER, 1),
             };
             let gathered = gathered.get_or_insert_with(Gathered::new);
             gathered.run(run, &mut piece);
             write(character, gathered, &mut piece);
             at += length;
-            start = at;
         }
         if let Some(mut gathered) = gathered {
             gathered.give_on(&mut piece);
         }
         self.at += at + 1;
     }
+}
+
+/// How much of `text` is in that form: up to the quote that ends it, or to what is written otherwise.
+fn regular_length(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let near = text.get(at..at + NEAR_BYTES).or_else(|| text.get(at..))?.as_chunks::<32>().0;
+        // An escape may reach into the next block.
+        let mut passed = at;
+        for block in near {
+            let mut ends = ends(block);
+            while ends != 0 {
+                let end = at + ends.trailing_zeros() as usize;
+                ends &= ends - 1;
+                if end < passed {
+                    continue;
+                }
+                if !is_regular_escape(text, end) {
+                    return Some(end);
+                }
+                passed = end + 2;
+            }
+            at += size_of_val(block);
+        }
+        let is_near = passed + NEAR_BYTES > at && near.len() * 32 == NEAR_BYTES;
+        at = at.max(passed);
+        if !is_near {
+            at += memchr3(QUOTE, ESCAPE, STRAY, text.get(at..)?)?;
+            if !is_regular_escape(text, at) {
+                return Some(at);
+            }
+            at += 2;
+        }
+    }
+}
+
+/// Whether an escape of two bytes stands here, which is the only one of its character in that form.
+#[inline]
+fn is_regular_escape(text: &[u8], at: usize) -> bool {
+    matches!(text.get(at..at + 2), Some([ESCAPE, b'"' | b'\\' | b'b' | b'f' | b'n' | b'r' | b't']))
 }
 
 fn write(character: char, gathered: &mut Gathered, piece: &mut impl FnMut(&[u8])) {
@@ -90,7 +126,6 @@ impl Gathered {
 
 #[cfg(test)]
 mod tests {
-    use super::super::STRAY;
     use super::*;
     use proptest::prelude::*;
 
@@ -148,6 +183,23 @@ mod tests {
         let mut pieces = Vec::new();
         Json::new(format!("\"{text}\"").as_bytes()).canonical(|piece| pieces.push(piece.to_vec()));
         assert_eq!(pieces, [text.into_bytes()]);
+    }
+
+    #[test]
+    fn an_end_or_an_escape_is_found_wherever_it_stands() {
+        for before in 0..600 {
+            for (escape, canonical) in
+                [("", ""), (r"\n", r"\n"), (r#"\\\""#, r#"\\\""#), (r"\/", "/"), (r"\u0041", "A")]
+            {
+                let [before, after] = [before, 600 - before].map(|count| "x".repeat(count));
+                let written = format!("\"{before}{escape}{after}\"");
+                assert_eq!(
+                    read(written.as_bytes()),
+                    format!("{before}{canonical}{after}").as_bytes(),
+                    "{written}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -76,36 +76,20 @@ impl<'a> Json<'a> {
     }
 }
 
-/// So many bytes of a run are looked at here before `memchr3` is called: in prose and in code escapes are mostly closer
-/// together, and the call costs more than they do.
-const NEAR_BYTES: usize = 128;
-
 /// Where the first byte is that is not simply itself.
-#[inline]
-pub(super) fn run_length(text: &[u8]) -> Option<usize> {
-    let near = text.get(..NEAR_BYTES).unwrap_or(text).as_chunks::<32>().0;
-    for (number, block) in near.iter().enumerate() {
-        let [first, second] = halves(block).map(ends);
-        if (first | second).to_bitmask() != 0 {
-            let ends = first.to_bitmask() | second.to_bitmask() << 16;
-            return Some(number * size_of_val(block) + ends.trailing_zeros() as usize);
-        }
-    }
-    let near = size_of_val(near);
-    memchr3(QUOTE, ESCAPE, STRAY, text.get(near..)?).map(|length| near + length)
+fn run_length(text: &[u8]) -> Option<usize> {
+    memchr3(QUOTE, ESCAPE, STRAY, text)
 }
 
+/// A bit for each byte that is not simply itself, from the first.
 #[inline]
-fn halves(block: &[u8; 32]) -> [u8x16; 2] {
-    let [first, second] = [block.first_chunk(), block.last_chunk()];
-    [first, second].map(|half| u8x16::new(*half.unwrap_or(&[0; 16])))
-}
-
-/// Marks each byte that is not simply itself.
-#[inline]
-fn ends(block: u8x16) -> u8x16 {
-    let [quote, escape, stray] = [QUOTE, ESCAPE, STRAY].map(|end| block.simd_eq(u8x16::splat(end)));
-    quote | escape | stray
+pub(super) fn ends(block: &[u8; 32]) -> u32 {
+    let [first, second] = [block.first_chunk(), block.last_chunk()].map(|half| {
+        let half = u8x16::new(*half.unwrap_or(&[0; 16]));
+        let [quote, escape, stray] = [QUOTE, ESCAPE, STRAY].map(|end| half.simd_eq(u8x16::splat(end)));
+        (quote | escape | stray).to_bitmask()
+    });
+    first | second << 16
 }
 
 /// Short pieces of a text, put together.
