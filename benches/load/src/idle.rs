@@ -22,9 +22,9 @@ const DISTINCT: usize = 200;
 const REQUESTS_BEFORE: usize = 3 * DISTINCT;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Memory is at rest when it has not become less for a while; allocators give back in their own time.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(6);
 const REST_POLL: Duration = Duration::from_millis(100);
-const REST_WITHIN: Duration = Duration::from_secs(15);
+const REST_WITHIN: Duration = Duration::from_secs(30);
 /// Files of a proxy, or of this program, that are no client connections.
 pub(crate) const OTHER_FILES: u64 = 200;
 
