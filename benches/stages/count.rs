@@ -45,7 +45,7 @@ pub(super) fn instructions(stages: &[Stage]) {
 
 fn count_into(folder: &Path) -> bool {
     let program = std::env::current_exe().expect("it has a name");
-    let function = "stages::count::measured*";
+    let function = "stages::count::measured";
     Command::new("valgrind")
         .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
         .arg(format!("--callgrind-out-file={}", folder.join("out").display()))

@@ -2,7 +2,8 @@
 //!
 //! Called by [`super::prompt`] once per body. What an engine would render is put in one order, whatever the order in the
 //! body: tools, instructions, then message by message (`render.rs`), and hashed as it goes (`chain.rs`), each block with all
-//! that is before it. Messages are rendered while they are read, in the hope that nothing follows which belongs before them.
+//! that is before it. Texts go in as JSON writes them (RFC 8785), escapes included: nearly all stand in a body that way, and need
+//! no work. Messages are rendered while they are read, in the hope that nothing follows which belongs before them.
 //! It knows no tokens but those that a prompt is given as, and no chat template: the marks between the parts stand for what a
 //! template would write there. Bounded by [`Settings::blocks_max`] keys, and nothing is copied.
 
