@@ -158,7 +158,7 @@ fn count(found: usize, max: usize, spot: &Spot<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Refuses a value that stands twice, at its second place.
+/// Refuses a value that stands twice, at its second place. As many are kept as the file has of them, which [`count`] bounds.
 fn unique<'a>(values: impl Iterator<Item = (String, Spot<'a>)>) -> Result<(), Fault> {
     let mut first: HashMap<String, Spot<'a>> = HashMap::new();
     for (value, spot) in values {

@@ -16,6 +16,7 @@ const BLOCK_TOKENS: usize = 512;
 pub(super) struct Lines {
     block_tokens: usize,
     requests: Vec<(f64, Request)>,
+    /// Numbers for the names of sessions: no more than the file has lines, all of which are in memory.
     sessions: HashMap<String, u64>,
 }
 
