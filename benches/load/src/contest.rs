@@ -15,7 +15,7 @@ use crate::arguments::{Compare, Part};
 use crate::client::Requests;
 use crate::contestant::{Contestant, Programs};
 use crate::idle::{self, OTHER_FILES};
-use crate::machine::Machine;
+use crate::machine::Origin;
 use crate::measurement::Summary;
 use crate::report::{Case, Kind, Report, Resident, Settings};
 use crate::stage::{COMING_TO_REST, Running, Stage, authority};
@@ -67,9 +67,7 @@ pub(crate) async fn run(compare: &Compare) -> Result<Report> {
         None
     };
     Ok(Report {
-        revision: compare.setup.revision.clone(),
-        date: compare.setup.date.clone(),
-        machine: Machine::here(),
+        origin: Origin::of(&compare.setup),
         versions: stage.versions,
         configurations: stage.configurations,
         skipped: stage.skipped,

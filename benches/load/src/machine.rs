@@ -5,6 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::Setup;
+
 /// The machine under a measurement.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Machine {
@@ -27,6 +29,27 @@ impl Machine {
             cores: cpus.lines().filter(|line| line.starts_with("processor")).count(),
             memory_kib: memory.and_then(|memory| memory.split(' ').next()?.parse().ok()),
         }
+    }
+}
+
+/// What every comparison keeps beside its figures.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Origin {
+    pub(crate) revision: String,
+    pub(crate) date: String,
+    pub(crate) machine: Machine,
+}
+
+impl Origin {
+    pub(crate) fn of(setup: &Setup) -> Self {
+        Self { revision: setup.revision.clone(), date: setup.date.clone(), machine: Machine::here() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        let machine =
+            Machine { kernel: "6".to_owned(), cpu_model: "CPU".to_owned(), cores: 2, memory_kib: None };
+        Self { revision: "abc".to_owned(), date: "today".to_owned(), machine }
     }
 }
 

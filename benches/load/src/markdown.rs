@@ -20,13 +20,13 @@ pub(crate) const FOREIGN_PERCENT_MAX: f64 = 5.0;
 /// The tables of a comparison, with what is needed to read them.
 pub(crate) fn report(report: &Report) -> Result<String, Error> {
     let mut text = String::new();
-    let (machine, settings) = (&report.machine, &report.settings);
+    let (machine, settings) = (&report.origin.machine, &report.settings);
     writeln!(text, "# Cost of a proxy\n")?;
     writeln!(
         text,
         "Revision {}, {}; {}, {} cores, Linux {}; proxy on core {}, load and engines on core {}.",
-        report.revision,
-        report.date,
+        report.origin.revision,
+        report.origin.date,
         machine.cpu_model,
         machine.cores,
         machine.kernel,

@@ -9,7 +9,7 @@ use crate::comparison::{Difference, Entry, Figure, Ratio};
 use crate::contestant::Contestant;
 use crate::goals::Goal;
 use crate::idle::Idle;
-use crate::machine::Machine;
+use crate::machine::Origin;
 use crate::measurement::{Quantiles, Summary};
 use crate::routing;
 use crate::workload::Workload;
@@ -68,9 +68,8 @@ pub(crate) const FLOOR: Contestant = Contestant::BarePingora;
 /// Everything about one comparison.
 #[derive(Serialize)]
 pub(crate) struct Report {
-    pub(crate) revision: String,
-    pub(crate) date: String,
-    pub(crate) machine: Machine,
+    #[serde(flatten)]
+    pub(crate) origin: Origin,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) configurations: BTreeMap<String, String>,
     pub(crate) skipped: Vec<String>,
@@ -227,14 +226,7 @@ pub(crate) mod tests {
             Idle { connections: 100, targets: vec![Entry::new(target, rests.to_vec(), &idle::FIGURES)] };
         let goals = goals::judge(&cases, &memory, Some(&idle));
         Report {
-            revision: "abc".to_owned(),
-            date: "today".to_owned(),
-            machine: Machine {
-                kernel: "6".to_owned(),
-                cpu_model: "CPU".to_owned(),
-                cores: 2,
-                memory_kib: None,
-            },
+            origin: Origin::example(),
             versions: BTreeMap::new(),
             configurations: BTreeMap::new(),
             skipped: vec!["HAProxy is not installed".to_owned()],

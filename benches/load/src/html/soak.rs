@@ -84,8 +84,8 @@ pub(crate) fn soak(report: &Report) -> Result<String, PageError> {
             "{} under load {}, {}, revision {}",
             time(report.seconds * 1e6),
             report.load,
-            report.date,
-            report.revision
+            report.origin.date,
+            report.origin.revision
         ),
         style: STYLE,
         notes: notes(report),
@@ -166,7 +166,7 @@ fn points(samples: &[Sample], read: Read) -> Vec<(f64, Option<f64>)> {
 }
 
 fn origin(report: &Report) -> Table {
-    let machine = &report.machine;
+    let machine = &report.origin.machine;
     let rows = [
         ("gateway", report.version.clone().unwrap_or_else(|| "unknown".to_owned())),
         ("seed", report.seed.to_string()),

@@ -30,7 +30,7 @@ use crate::arguments::Routing;
 use crate::contest::MODEL;
 use crate::contestant::Programs;
 use crate::cpu::{CpuMeter, CpuUse};
-use crate::machine::{self, Machine};
+use crate::machine::{self, Origin};
 use crate::plan::{Job, Session};
 use crate::player::{self, LEAD, Player};
 use crate::process;
@@ -76,9 +76,7 @@ pub(crate) async fn run(routing: &Routing, interrupt: impl Future<Output = ()>) 
         "interrupted before anything was measured; everything that was started has ended"
     );
     Ok(Report {
-        revision: routing.setup.revision.clone(),
-        date: routing.setup.date.clone(),
-        machine: Machine::here(),
+        origin: Origin::of(&routing.setup),
         version,
         settings: stage.settings,
         configurations: stage.configurations,

@@ -10,7 +10,7 @@ use super::fleet::Engines;
 use super::tally::Outcome;
 use super::workload::Workload;
 use crate::comparison::{Entry, Figure, Ratio};
-use crate::machine::Machine;
+use crate::machine::Origin;
 use crate::measurement::Quantiles;
 use crate::spread::Spread;
 
@@ -57,9 +57,8 @@ pub(crate) fn compared() -> impl Iterator<Item = &'static Figure<Outcome>> {
 /// Everything about one comparison.
 #[derive(Serialize)]
 pub(crate) struct Report {
-    pub(crate) revision: String,
-    pub(crate) date: String,
-    pub(crate) machine: Machine,
+    #[serde(flatten)]
+    pub(crate) origin: Origin,
     /// What the gateway says that it is.
     pub(crate) version: Option<String>,
     pub(crate) settings: Settings,
@@ -148,14 +147,7 @@ pub(super) mod tests {
             rounds("least_requests", [200, 250, 100]),
         ];
         Report {
-            revision: "abc".to_owned(),
-            date: "today".to_owned(),
-            machine: Machine {
-                kernel: "6".to_owned(),
-                cpu_model: "CPU".to_owned(),
-                cores: 2,
-                memory_kib: None,
-            },
+            origin: Origin::example(),
             version: Some("kvway 1".to_owned()),
             settings: Settings {
                 rounds: 3,

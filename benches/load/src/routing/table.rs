@@ -13,13 +13,13 @@ const USED_PERCENT_MAX: f64 = 60.0;
 /// The tables, with what is needed to read them.
 pub(crate) fn report(report: &Report) -> Result<String, Error> {
     let mut text = String::new();
-    let (machine, settings) = (&report.machine, &report.settings);
+    let (machine, settings) = (&report.origin.machine, &report.settings);
     writeln!(text, "# What a policy is worth\n")?;
     writeln!(
         text,
         "Revision {}, {}; {}, {} cores, Linux {}; {}.",
-        report.revision,
-        report.date,
+        report.origin.revision,
+        report.origin.date,
         machine.cpu_model,
         machine.cores,
         machine.kernel,
@@ -108,7 +108,7 @@ fn backends(text: &mut String, case: &Case) -> Result<(), Error> {
 
 /// What would make the figures wrong.
 fn trust(text: &mut String, report: &Report) -> Result<(), Error> {
-    let machine = f64::from(u32::try_from(report.machine.cores.max(1)).unwrap_or(u32::MAX));
+    let machine = f64::from(u32::try_from(report.origin.machine.cores.max(1)).unwrap_or(u32::MAX));
     let late = report.over_all(|outcome| Some(outcome.lateness.as_ref()?.p99_us / 1e3));
     let used = report.over_all(|outcome| Some(outcome.cpu.cores / machine * 100.0));
     let foreign = report.over_all(|outcome| Some(outcome.cpu.foreign_cores? / machine * 100.0));

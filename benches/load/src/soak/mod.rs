@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::arguments::Soak;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Origin};
 use crate::measurement::Errors;
 use crate::routing::{Sustained, Wave};
 
@@ -61,9 +61,7 @@ pub(crate) async fn run(settings: &Soak, interrupt: impl Future<Output = ()>) ->
         threads: settings.threads_growth_max.into(),
     };
     Ok(Report {
-        revision: settings.setup.revision.clone(),
-        date: settings.setup.date.clone(),
-        machine: Machine::here(),
+        origin: Origin::of(&settings.setup),
         version,
         configuration,
         policy: POLICY,

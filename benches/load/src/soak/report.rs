@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::growth::Growth;
 use super::sample::Sample;
 use crate::headline::count;
-use crate::machine::Machine;
+use crate::machine::Origin;
 use crate::markdown::head;
 use crate::measurement::{Errors, real};
 
@@ -29,9 +29,8 @@ pub(crate) struct Grown {
 /// Everything about one soak.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    pub(crate) revision: String,
-    pub(crate) date: String,
-    pub(crate) machine: Machine,
+    #[serde(flatten)]
+    pub(crate) origin: Origin,
     /// What the gateway says that it is.
     pub(crate) version: Option<String>,
     /// Of the gateway.
@@ -109,8 +108,8 @@ pub(crate) fn table(report: &Report) -> Result<String, Error> {
     writeln!(
         text,
         "# Soak\n\nRevision {}, {}; policy {}, load {}, seed {}; {:.0} s, of which {:.0} s to warm up.",
-        report.revision,
-        report.date,
+        report.origin.revision,
+        report.origin.date,
         report.policy,
         report.load,
         report.seed,
@@ -162,14 +161,7 @@ pub(crate) mod tests {
             gauges: [("kvway_requests_in_flight".to_owned(), f64::from(number % 7))].into(),
         };
         Report {
-            revision: "abc".to_owned(),
-            date: "today".to_owned(),
-            machine: Machine {
-                kernel: "6".to_owned(),
-                cpu_model: "CPU".to_owned(),
-                cores: 2,
-                memory_kib: None,
-            },
+            origin: Origin::example(),
             version: None,
             configuration: String::new(),
             policy: "pmc",
