@@ -2,8 +2,8 @@
 //!
 //! Called by Pingora for each accepted connection. Bounded by `limits.connections_max` and
 //! `limits.connections_per_client_max`; a connection beyond them is closed at once and counted. Between two requests of
-//! HTTP/1 a connection waits here, in a task of its own, and not in Pingora, whose state takes five times the memory. What it may do
-//! before its request is known is the business of [`super::connection`].
+//! HTTP/1 a connection waits here, after its first second in a task of its own, and not in Pingora, whose state takes many
+//! times the memory. What it may do before its request is known is the business of [`super::connection`].
 
 use super::Gateway;
 use super::connection::{Connection, HeaderLimits};
@@ -30,6 +30,8 @@ type Settings = Option<HttpPersistentSettings>;
 
 /// The age from which a connection at rest is worth a task of its own.
 const YOUNG: Duration = Duration::from_secs(1);
+/// How long after the listeners were closed the first request of a connection may still begin.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(1);
 /// What Pingora begins a connection with; the spine sets what is configured.
 const FIRST_KEEPALIVE_SECONDS: u64 = 60;
 
@@ -144,7 +146,7 @@ impl Guard {
         tokio::select! {
             biased;
             outcome = &mut waiting => outcome,
-            () = self.closing.cancelled() => new && timeout(YOUNG, waiting).await.unwrap_or(false),
+            () = self.closing.cancelled() => new && timeout(ARRIVES_WITHIN, waiting).await.unwrap_or(false),
         }
     }
 }
