@@ -4,17 +4,13 @@
 //! nothing else; then they are given on as they stand, however many escapes they have.
 
 use super::Json;
-use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, STRAY, ends, unescape};
-use memchr::memchr3;
-
-/// Bytes that are looked at here, a vector at a time, before `memchr3` is asked: it is faster where nothing is near, but a call
-/// costs more than the way from one escape to the next.
-const NEAR_BYTES: usize = 256;
+use super::scan;
+use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, unescape};
 
 impl Json<'_> {
     /// Reads the string that stands here. Two strings are given on in the same bytes, however they are cut, exactly if their
     /// texts are the same. What is no UTF-8 stays as it is, but for [`super::STRAY`], which like half a surrogate pair becomes
-    /// U+FFFD.
+    /// U+FFFD. So does an escape that JSON does not have: no engine takes it.
     pub fn canonical(&mut self, mut piece: impl FnMut(&[u8])) {
         if !self.take(QUOTE) {
             return self.give_up();
@@ -25,7 +21,10 @@ impl Json<'_> {
         let mut at = 0;
         loop {
             let rest = text.get(at..).unwrap_or_default();
-            let Some(length) = regular_length(rest) else { return self.give_up() };
+            // Escapes come in rows.
+            let is_other = matches!(rest, [ESCAPE, b'u' | b'/', ..]);
+            let length = if is_other { Some(0) } else { scan::canonical_length(rest) };
+            let Some(length) = length else { return self.give_up() };
             let (run, rest) = rest.split_at(length);
             at += length;
             let (character, length) = match rest.first() {
@@ -50,46 +49,6 @@ impl Json<'_> {
         }
         self.at += at + 1;
     }
-}
-
-/// How much of `text` is in that form: up to the quote that ends it, or to what is written otherwise.
-fn regular_length(text: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        let near = text.get(at..at + NEAR_BYTES).or_else(|| text.get(at..))?.as_chunks::<32>().0;
-        // An escape may reach into the next block.
-        let mut passed = at;
-        for block in near {
-            let mut ends = ends(block);
-            while ends != 0 {
-                let end = at + ends.trailing_zeros() as usize;
-                ends &= ends - 1;
-                if end < passed {
-                    continue;
-                }
-                if !is_regular_escape(text, end) {
-                    return Some(end);
-                }
-                passed = end + 2;
-            }
-            at += size_of_val(block);
-        }
-        let is_near = passed + NEAR_BYTES > at && near.len() * 32 == NEAR_BYTES;
-        at = at.max(passed);
-        if !is_near {
-            at += memchr3(QUOTE, ESCAPE, STRAY, text.get(at..)?)?;
-            if !is_regular_escape(text, at) {
-                return Some(at);
-            }
-            at += 2;
-        }
-    }
-}
-
-/// Whether an escape of two bytes stands here, which is the only one of its character in that form.
-#[inline]
-fn is_regular_escape(text: &[u8], at: usize) -> bool {
-    matches!(text.get(at..at + 2), Some([ESCAPE, b'"' | b'\\' | b'b' | b'f' | b'n' | b'r' | b't']))
 }
 
 fn write(character: char, gathered: &mut Gathered, piece: &mut impl FnMut(&[u8])) {
@@ -126,6 +85,7 @@ impl Gathered {
 
 #[cfg(test)]
 mod tests {
+    use super::super::STRAY;
     use super::*;
     use proptest::prelude::*;
 
@@ -206,7 +166,7 @@ mod tests {
     fn what_is_no_text_is_replaced_as_elsewhere() {
         for (written, text) in [
             (&b"\"a\\ud83dx\""[..], "a\u{fffd}x"),
-            (b"\"\\x\\u12\"", "x\u{fffd}12"),
+            (b"\"\\x\\u12\"", "\\x\u{fffd}12"),
             (b"\"\xff\\n\xff\"", "\u{fffd}\\n\u{fffd}"),
         ] {
             assert_eq!(read(written), text.as_bytes(), "{}", written.escape_ascii());

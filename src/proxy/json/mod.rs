@@ -5,11 +5,12 @@
 //! What it does not understand ends the reading.
 
 mod canonical;
+mod scan;
 mod text;
 
 pub use text::STRAY;
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
 use std::borrow::Cow;
 
 /// A place in a JSON text.
@@ -45,11 +46,16 @@ impl<'a> Json<'a> {
 
     /// Reads the object that stands here: `field` is called at the value of each key, and reads it or leaves it. A key is
     /// UTF-8, given as bytes because it is compared only.
-    pub fn object(&mut self, mut field: impl FnMut(&mut Self, Cow<'a, [u8]>)) {
+    pub fn object(&mut self, field: impl FnMut(&mut Self, Cow<'a, [u8]>)) {
         if !self.take(b'{') {
             return self.give_up();
         }
-        let mut first = true;
+        self.fields(true, field);
+    }
+
+    /// Reads what is left of an object in the same way: all behind its brace or, where that is not `first`, behind a value.
+    #[inline]
+    pub fn fields(&mut self, mut first: bool, mut field: impl FnMut(&mut Self, Cow<'a, [u8]>)) {
         while !self.broken && !self.take(b'}') {
             if !first && !self.take(b',') {
                 return self.give_up();
@@ -98,6 +104,11 @@ impl<'a> Json<'a> {
                 return self.give_up();
             }
         }
+    }
+
+    /// Passes over so many bytes of what has not been read yet.
+    pub fn advance(&mut self, bytes: usize) {
+        self.at = self.text.len().min(self.at + bytes);
     }
 
     /// Passes over the next value, whose bytes are returned; none where it does not end.
@@ -244,16 +255,9 @@ fn short_string_length(text: &[u8]) -> Option<usize> {
     (text.get(length + 1) == Some(&b'"')).then_some(length + 2)
 }
 
-/// The length of the string at the start of `text`, quotes included: up to the first quote that an even number of
-/// backslashes, or none, stands before.
+/// The length of the string at the start of `text`, quotes included.
 fn string_length(text: &[u8]) -> Option<usize> {
-    let inner = text.strip_prefix(b"\"")?;
-    memchr_iter(b'"', inner)
-        .find(|&at| {
-            let before = inner.get(..at).unwrap_or_default();
-            before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 0
-        })
-        .map(|at| at + 2)
+    scan::length(text.strip_prefix(b"\"")?).map(|length| length + 2)
 }
 
 /// The length of the object or array at the start of `text`. Brackets are counted, not matched by kind.

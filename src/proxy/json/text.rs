@@ -4,13 +4,15 @@
 
 use super::Json;
 use memchr::memchr3;
-use wide::u8x16;
 
 /// Escapes make many small pieces of a text; so many bytes of them are put together before they are given on.
 const PIECE_BYTES: usize = 1024;
 
 /// Longer runs without an escape are given on as they stand.
 pub(super) const RUN_BYTES_MAX: usize = 256;
+
+/// Names are mostly shorter than so many words of eight bytes, and found without a call.
+const NAME_WORDS: usize = 3;
 
 pub(super) const QUOTE: u8 = b'"';
 pub(super) const ESCAPE: u8 = b'\\';
@@ -33,7 +35,9 @@ impl<'a> Json<'a> {
     #[inline]
     pub(super) fn plain_string(&mut self) -> Option<&'a [u8]> {
         let inner = self.kind().filter(|kind| *kind == QUOTE).and_then(|_| self.text.get(self.at + 1..))?;
-        let length = inner.first_chunk().and_then(|word| first_end(*word)).or_else(|| run_length(inner))?;
+        let words = inner.as_chunks().0.iter().take(NAME_WORDS);
+        let near = words.zip((0..).step_by(8)).find_map(|(word, at)| Some(at + first_end(*word)?));
+        let length = near.or_else(|| run_length(inner))?;
         let text = inner.get(..length).filter(|_| inner.get(length) == Some(&QUOTE))?;
         self.at += length + 2;
         Some(text)
@@ -79,17 +83,6 @@ impl<'a> Json<'a> {
 /// Where the first byte is that is not simply itself.
 fn run_length(text: &[u8]) -> Option<usize> {
     memchr3(QUOTE, ESCAPE, STRAY, text)
-}
-
-/// A bit for each byte that is not simply itself, from the first.
-#[inline]
-pub(super) fn ends(block: &[u8; 32]) -> u32 {
-    let [first, second] = [block.first_chunk(), block.last_chunk()].map(|half| {
-        let half = u8x16::new(*half.unwrap_or(&[0; 16]));
-        let [quote, escape, stray] = [QUOTE, ESCAPE, STRAY].map(|end| half.simd_eq(u8x16::splat(end)));
-        (quote | escape | stray).to_bitmask()
-    });
-    first | second << 16
 }
 
 /// Short pieces of a text, put together.

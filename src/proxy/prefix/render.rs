@@ -61,11 +61,17 @@ impl Render {
     }
 
     /// Its role, its content, then all other fields in their order.
-    fn message(&mut self, json: &mut Json<'_>) {
+    fn message<'a>(&mut self, json: &mut Json<'a>) {
         let (mut role, mut content): (&[u8], &[u8]) = (b"", b"");
         let (mut others, mut rendered) = (None::<Fields<'_>>, false);
         let message = json.raw(|json| {
-            json.object(|json, key| match &*key {
+            let usual = usual_head(json);
+            if let Some(head) = usual {
+                rendered = true;
+                self.chain.append(head);
+                self.content(json, 0);
+            }
+            let field = |json: &mut Json<'a>, key: Cow<'a, [u8]>| match &*key {
                 b"content" if !role.is_empty() && !rendered => {
                     rendered = true;
                     self.head(role);
@@ -74,7 +80,8 @@ impl Render {
                 b"role" if !rendered => role = json.skip(),
                 b"content" if !rendered => content = json.skip(),
                 _ => others.get_or_insert_default().push(key, json.skip()),
-            });
+            };
+            if usual.is_some() { json.fields(false, field) } else { json.object(field) }
         });
         if !rendered {
             self.head(role);
@@ -91,12 +98,7 @@ impl Render {
 
     fn head(&mut self, role: &[u8]) {
         self.mark(b'm');
-        if let Some(role) = json::short_text(role) {
-            self.mark(b't');
-            self.chain.append(role);
-        } else {
-            self.raw_content(role, 0);
-        }
+        self.raw_content(role, 0);
         self.mark(b'c');
     }
 
@@ -233,6 +235,34 @@ impl Render {
         read(self, &mut json);
         self.broken |= json.is_broken();
     }
+}
+
+/// The start of most messages, up to a content, read at a glance: what [`Render::head`] makes of it. Nothing is read where it
+/// is another.
+fn usual_head(json: &mut Json<'_>) -> Option<&'static [u8]> {
+    let message = json.rest();
+    let is_spaced = match message.get(..9)? {
+        br#"{"role":""# => false,
+        br#"{"role": "# => true,
+        _ => return None,
+    };
+    let role = message.get(8 + usize::from(is_spaced)..)?;
+    let (written, head): (&[u8], &[u8]) = match role {
+        [b'"', b'u', b's', b'e', b'r', b'"', ..] => (br#""user""#, b"\xffm\xfftuser\xffc"),
+        [b'"', b'a', b's', b's', b'i', b's', b't', b'a', b'n', b't', b'"', ..] => {
+            (br#""assistant""#, b"\xffm\xfftassistant\xffc")
+        }
+        [b'"', b's', b'y', b's', b't', b'e', b'm', b'"', ..] => (br#""system""#, b"\xffm\xfftsystem\xffc"),
+        [b'"', b't', b'o', b'o', b'l', b'"', ..] => (br#""tool""#, b"\xffm\xffttool\xffc"),
+        _ => return None,
+    };
+    let content: &[u8] = if is_spaced { br#", "content": "# } else { br#","content":"# };
+    let start = 8 + usize::from(is_spaced) + written.len();
+    if !message.get(start..)?.starts_with(content) {
+        return None;
+    }
+    json.advance(start + content.len());
+    Some(head)
 }
 
 /// What kind of thing a part of a content is.
@@ -380,6 +410,24 @@ mod tests {
         let result = |part: Value| chat(&json!([{ "role": "user", "content": [part] }]));
         let marked = json!({ "type": "tool_result", "content": [{ "type": "text", "text": "42" }], "cache_control": {} });
         assert_eq!(result(json!({ "type": "tool_result", "content": "42" })), result(marked));
+    }
+
+    #[test]
+    fn a_message_is_the_same_read_at_a_glance_or_not() {
+        for role in ["user", "assistant", "system", "tool", "developer", "us\\u0065r", ""] {
+            for content in [r#""say \"hi\"""#, "[]", r#"[{"type":"text","text":"a"}]"#, "null", "7"] {
+                for rest in ["", r#","name":"n""#, r#","content":"again","role":"user""#] {
+                    let written = [
+                        format!(r#"{{"role":"{role}","content":{content}{rest}}}"#),
+                        format!(r#"{{"role": "{role}", "content": {content}{rest}}}"#),
+                        format!(r#"{{ "role":"{role}","content":{content}{rest}}}"#),
+                        format!(r#"{{"role" :"{role}","content" : {content}{rest} }}"#),
+                    ];
+                    let keys = written.each_ref().map(|message| items(format!("[{message},1]")));
+                    assert!(keys.iter().all(|other| *other == keys[0]), "{}", written[0]);
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! Where a JSON string ends, 64 bytes at a time and without a branch for each quote or escape.
+//!
+//! Used by `json` alone. Which bytes are escaped is told by carries, as Langdale and Lemire do it ("Parsing gigabytes of JSON
+//! per second", 2019, section 3.1.1): what is dear is not the bytes but the guesses that go wrong where escapes are.
+
+use super::text::{ESCAPE, QUOTE, STRAY};
+use std::array::from_fn;
+use wide::u8x32;
+
+const BLOCK_BYTES: usize = 64;
+
+/// The length of the string at the start of `text`, whose first quote has been passed, without the last one; `None` where it
+/// does not end.
+pub(super) fn length(text: &[u8]) -> Option<usize> {
+    find(text, |block, escapes| {
+        let [quotes, backslashes] = masks(block, |bytes| [is(bytes, QUOTE), is(bytes, ESCAPE)]);
+        quotes & !escapes.escaped(backslashes)
+    })
+}
+
+/// How much of `text` is written in canonical form: up to the quote that ends it, or to what is written otherwise.
+///
+/// An escape is, if it is none of `\u` and `\/`. (There are a few control characters that can only be written by `\u`: that is
+/// for the caller.)
+pub(super) fn canonical_length(text: &[u8]) -> Option<usize> {
+    let mut after_escape = false;
+    let length = find(text, |block, escapes| {
+        let [ends, others, backslashes] = masks(block, |bytes| {
+            let stray = is(bytes, STRAY);
+            [is(bytes, QUOTE) | stray, is(bytes, b'u') | is(bytes, b'/') | stray, is(bytes, ESCAPE)]
+        });
+        let escaped = escapes.escaped(backslashes);
+        let others = others & escaped;
+        let stops = ends & !escaped | others;
+        after_escape = others & lowest(stops) != 0;
+        stops
+    })?;
+    Some(length - usize::from(after_escape))
+}
+
+/// The place of the first bit that `stops` yields for any block of `text`; the last block is filled up with zeros.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "called once for each of two closures, which are the loop")]
+fn find(text: &[u8], mut stops: impl FnMut(&[u8; BLOCK_BYTES], &mut Escapes) -> u64) -> Option<usize> {
+    let mut escapes = Escapes::default();
+    let (blocks, rest) = text.as_chunks();
+    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK_BYTES)) {
+        let stops = stops(block, &mut escapes);
+        if stops != 0 {
+            return Some(at + stops.trailing_zeros() as usize);
+        }
+    }
+    let mut last = [0; BLOCK_BYTES];
+    last.get_mut(..rest.len())?.copy_from_slice(rest);
+    let stops = stops(&last, &mut escapes);
+    (stops != 0).then(|| text.len() - rest.len() + stops.trailing_zeros() as usize)
+}
+
+/// Which bytes are escaped, from block to block.
+#[derive(Default)]
+struct Escapes {
+    /// One where the first byte of the next block is.
+    carried: u64,
+}
+
+impl Escapes {
+    /// A bit for each byte, other than a backslash, that is escaped: it follows a row of backslashes of odd length. Such a row
+    /// begins at an even place and ends before an odd one, or the other way round; adding its first bit carries to its end.
+    #[inline]
+    fn escaped(&mut self, backslashes: u64) -> u64 {
+        const EVEN: u64 = u64::MAX / 3;
+        let first = self.carried & !backslashes;
+        let backslashes = backslashes & !self.carried;
+        let starts = backslashes & !(backslashes << 1);
+        let ends = |starts: u64| backslashes.wrapping_add(starts) & !backslashes;
+        self.carried = u64::from(backslashes.leading_ones() & 1);
+        ends(starts & EVEN) & !EVEN | ends(starts & !EVEN) & EVEN | first
+    }
+}
+
+/// Bits for the bytes of a block, from the first, as `of` marks them.
+#[inline]
+fn masks<const COUNT: usize>(
+    block: &[u8; BLOCK_BYTES],
+    of: impl Fn(u8x32) -> [u8x32; COUNT],
+) -> [u64; COUNT] {
+    let halves = [block.first_chunk(), block.last_chunk()];
+    let [first, second] = halves.map(|half| of(u8x32::new(*half.unwrap_or(&[0; 32]))));
+    from_fn(|n| u64::from(first[n].to_bitmask()) | u64::from(second[n].to_bitmask()) << 32)
+}
+
+#[inline]
+fn is(bytes: u8x32, byte: u8) -> u8x32 {
+    bytes.simd_eq(u8x32::splat(byte))
+}
+
+fn lowest(bits: u64) -> u64 {
+    bits & bits.wrapping_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    /// The same a byte at a time: where the string ends, and where it is first written otherwise.
+    fn slowly(text: &[u8]) -> (Option<usize>, Option<usize>) {
+        let (mut at, mut other) = (0, None);
+        while let Some(&byte) = text.get(at) {
+            match (byte, text.get(at + 1)) {
+                (QUOTE, _) => return (Some(at), other.or(Some(at))),
+                (STRAY, _) | (ESCAPE, Some(b'u' | b'/' | &STRAY)) => other = other.or(Some(at)),
+                _ => {}
+            }
+            at += if byte == ESCAPE { 2 } else { 1 };
+        }
+        (None, other)
+    }
+
+    proptest! {
+        #[test]
+        fn ends_and_escapes_are_where_a_byte_at_a_time_finds_them(
+            text in prop::collection::vec(select(b"\\\\\\\\\"u/n\xffaaaaaaaaaaaaaaa".to_vec()), 0..300),
+            row in 0_usize..130,
+            tail in "[a\"u]{0,3}",
+        ) {
+            let rows = [vec![b'a'; row % 7], vec![ESCAPE; row], tail.into_bytes()].concat();
+            for text in [&text, &rows] {
+                let (end, other) = slowly(text);
+                prop_assert_eq!(length(text), end, "{}", text.escape_ascii());
+                prop_assert_eq!(canonical_length(text), other, "{}", text.escape_ascii());
+            }
+        }
+    }
+}
