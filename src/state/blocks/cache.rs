@@ -137,19 +137,21 @@ impl Cache {
     ) -> (usize, usize) {
         let tokens = u16::try_from(block_tokens.max(1)).unwrap_or(u16::MAX);
         let blocks = keys.len().min(self.capacity / usize::from(tokens));
-        let mut next = Slot::NONE;
+        // What a prompt touched before is in the list one after the other, and so is neither looked for nor moved one by one.
+        let mut run = None::<(Slot, Slot)>;
         for key in keys[..blocks].iter().rev() {
-            // What a prompt touched before is in the list one after the other, and so needs not be looked for.
+            let next = run.map_or(Slot::NONE, |(_, youngest)| self.lru.younger(youngest));
             let known = if self.lru.is_at(*key, next) {
+                run = run.map(|(oldest, _)| (oldest, next));
                 Some(next)
-            } else if index.insert(*key, self.backend) {
-                None
             } else {
-                self.lru.find(*key)
+                let known = if index.insert(*key, self.backend) { None } else { self.lru.find(*key) };
+                self.touch(run);
+                run = known.map(|slot| (slot, slot));
+                known
             };
             self.tokens += usize::from(tokens);
             if let Some(slot) = known {
-                next = self.lru.touch(slot);
                 let node = &mut self.lru[slot];
                 self.tokens -= usize::from(node.tokens);
                 node.tokens = tokens;
@@ -159,7 +161,15 @@ impl Cache {
                 self.lru.insert(Node::new(*key, tokens, tries, by.unwrap_or_default()));
             }
         }
+        self.touch(run);
         (blocks, self.evict(index))
+    }
+
+    /// Makes those from the oldest to the youngest of a run the youngest of all.
+    fn touch(&mut self, run: Option<(Slot, Slot)>) {
+        if let Some((oldest, youngest)) = run {
+            self.lru.touch(oldest, youngest);
+        }
     }
 
     /// Lets the oldest go until there is room. Returns how many blocks went.

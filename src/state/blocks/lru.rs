@@ -103,14 +103,24 @@ impl Lru {
         }
     }
 
-    /// Makes a node the youngest. Returns the slot of the one that was just younger.
-    pub(super) fn touch(&mut self, slot: Slot) -> Slot {
-        let younger = self.nodes[slot].younger;
-        if younger != Slot::NONE {
-            self.unlink(slot);
-            self.link(slot);
+    /// The slot of the node that is just younger.
+    pub(super) fn younger(&self, slot: Slot) -> Slot {
+        self.nodes[slot].younger
+    }
+
+    /// Makes a node and all up to a younger one the youngest, in their order.
+    pub(super) fn touch(&mut self, oldest: Slot, youngest: Slot) {
+        let Some(younger) = self.nodes[youngest].younger.some() else { return };
+        let older = self.nodes[oldest].older;
+        self.nodes[younger].older = older;
+        match older.some() {
+            Some(older) => self.nodes[older].younger = younger,
+            None => self.oldest = younger,
         }
-        younger
+        let before = std::mem::replace(&mut self.youngest, youngest);
+        self.nodes[before].younger = oldest;
+        self.nodes[oldest].older = before;
+        self.nodes[youngest].younger = Slot::NONE;
     }
 
     /// Removes a node. Its slot is free then.
