@@ -9,7 +9,6 @@ use crate::config;
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
-use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -29,7 +28,7 @@ pub struct Entry<'a> {
     /// Its id, taken from the client or made.
     pub request_id: &'a str,
     /// The client's address.
-    pub client: Option<std::net::IpAddr>,
+    pub client: Option<&'a str>,
     /// `HTTP/1.1` and so on, as the client spoke.
     pub protocol: &'a str,
     /// Its method.
@@ -61,11 +60,11 @@ pub struct Entry<'a> {
     /// Bytes of the answer's body.
     pub answer_bytes: usize,
     /// From the header to the end of the request's body.
-    pub body_ms: f64,
+    pub body_ms: Milliseconds,
     /// From the header to the first token: the first data of a stream, the header of any other answer; none without success.
-    pub first_token_ms: Option<f64>,
+    pub first_token_ms: Option<Milliseconds>,
     /// From the header to the end.
-    pub total_ms: f64,
+    pub total_ms: Milliseconds,
     /// Tokens of the prompt, from the engine's usage.
     pub prompt_tokens: Option<u64>,
     /// Tokens of the prompt that the engine had cached.
@@ -83,6 +82,23 @@ pub struct Entry<'a> {
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+/// A time that is told in milliseconds, to the microsecond: finer than anybody reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Milliseconds(pub Duration);
+
+impl Milliseconds {
+    /// Whole ones, and the microseconds beyond.
+    fn parts(self) -> (u64, u32) {
+        (self.0.as_secs() * 1000 + u64::from(self.0.subsec_millis()), self.0.subsec_micros() % 1000)
+    }
+}
+
+impl Serialize for Milliseconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64((self.0.as_secs_f64() * 1e6).floor() / 1e3)
+    }
 }
 
 /// Fields that the text form leaves out.
@@ -219,30 +235,27 @@ macro_rules! name {
 impl Line<'_> {
     fn write(&mut self, entry: &Entry<'_>) -> serde_json::Result<()> {
         let start = self.0.len();
-        self.shown(name!("time"), &humantime::format_rfc3339_millis(entry.time));
+        self.time(name!("time"), entry.time);
         self.text(name!("request_id"), Some(entry.request_id))?;
-        match entry.client {
-            Some(client) => self.shown(name!("client"), &client),
-            None => self.text(name!("client"), None)?,
-        }
-        self.text(name!("protocol"), Some(entry.protocol))?;
+        self.plain(name!("client"), entry.client);
+        self.plain(name!("protocol"), Some(entry.protocol));
         self.text(name!("method"), Some(entry.method))?;
         self.text(name!("path"), Some(entry.path))?;
         self.value(name!("status"), &entry.status)?;
-        self.text(name!("outcome"), Some(entry.outcome))?;
+        self.plain(name!("outcome"), Some(entry.outcome));
         self.text(name!("cluster"), entry.cluster)?;
         self.text(name!("model"), entry.model)?;
         self.text(name!("backend"), entry.backend)?;
-        self.text(name!("reason"), entry.reason)?;
-        self.text(name!("hint"), entry.hint)?;
+        self.plain(name!("reason"), entry.reason);
+        self.plain(name!("hint"), entry.hint);
         self.value(name!("matched_tokens"), &entry.matched_tokens)?;
         self.value(name!("tries"), &entry.tries)?;
         self.value(name!("retried"), &entry.retried)?;
         self.value(name!("body_bytes"), &entry.body_bytes)?;
         self.value(name!("answer_bytes"), &entry.answer_bytes)?;
-        self.value(name!("body_ms"), &entry.body_ms)?;
-        self.value(name!("first_token_ms"), &entry.first_token_ms)?;
-        self.value(name!("total_ms"), &entry.total_ms)?;
+        self.milliseconds(name!("body_ms"), Some(entry.body_ms))?;
+        self.milliseconds(name!("first_token_ms"), entry.first_token_ms)?;
+        self.milliseconds(name!("total_ms"), Some(entry.total_ms))?;
         self.value(name!("prompt_tokens"), &entry.prompt_tokens)?;
         self.value(name!("cached_tokens"), &entry.cached_tokens)?;
         self.value(name!("completion_tokens"), &entry.completion_tokens)?;
@@ -281,11 +294,36 @@ impl Line<'_> {
         serde_json::to_writer(&mut *self.0, value)
     }
 
-    /// What is shown without anything that would have to be escaped.
-    fn shown(&mut self, name: &[u8], value: &impl Display) {
+    /// What has nothing that would have to be escaped.
+    fn plain(&mut self, name: &[u8], text: Option<&str>) {
+        self.0.extend_from_slice(name);
+        match text {
+            Some(text) => {
+                self.0.push(b'"');
+                self.0.extend_from_slice(text.as_bytes());
+                self.0.push(b'"');
+            }
+            None => self.0.extend_from_slice(b"null"),
+        }
+    }
+
+    fn milliseconds(&mut self, name: &[u8], time: Option<Milliseconds>) -> serde_json::Result<()> {
+        let parts = time.map(Milliseconds::parts);
+        self.value(name, &parts.map(|(whole, _)| whole))?;
+        if let Some((_, micros)) = parts {
+            let digit = |place: u32| b'0' + u8::try_from(micros / place % 10).unwrap_or_default();
+            self.0.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+            while self.0.ends_with(b"0") && !self.0.ends_with(b".0") {
+                self.0.pop();
+            }
+        }
+        Ok(())
+    }
+
+    fn time(&mut self, name: &[u8], time: SystemTime) {
         self.0.extend_from_slice(name);
         // A vector takes all that is written to it.
-        let _written = write!(self.0, "\"{value}\"");
+        let _written = write!(self.0, "\"{}\"", humantime::format_rfc3339_millis(time));
     }
 }
 
@@ -363,9 +401,9 @@ mod tests {
             retried: &[],
             body_bytes: 0,
             answer_bytes: 0,
-            body_ms: 0.0,
+            body_ms: Milliseconds(Duration::ZERO),
             first_token_ms: None,
-            total_ms: 0.5,
+            total_ms: Milliseconds(Duration::from_micros(500)),
             prompt_tokens: None,
             cached_tokens: None,
             completion_tokens: None,
@@ -378,7 +416,7 @@ mod tests {
     #[test]
     fn a_line_is_what_serde_makes_of_it() {
         let full = Entry {
-            client: Some([10, 0, 0, 1].into()),
+            client: Some("10.0.0.1"),
             path: "/a\"\u{7f}\u{e9}\\",
             cluster: Some("c"),
             model: Some("org/\u{2028}m"),
@@ -387,8 +425,8 @@ mod tests {
             hint: Some("exact"),
             matched_tokens: Some(1),
             retried: &["stale", "connect"],
-            body_ms: 0.001,
-            first_token_ms: Some(1234.567),
+            body_ms: Milliseconds(Duration::from_nanos(1_999)),
+            first_token_ms: Some(Milliseconds(Duration::from_micros(1_234_560))),
             prompt_tokens: Some(2),
             cached_tokens: Some(3),
             completion_tokens: Some(4),

@@ -4,7 +4,7 @@ use super::Stage;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use kvway::access_log::{AccessLog, Entry, Hex};
+use kvway::access_log::{AccessLog, Entry, Hex, Milliseconds};
 use kvway::config;
 use kvway::proxy::response::Observer;
 use kvway::proxy::retry::{Cause, RetryBudget};
@@ -14,7 +14,7 @@ use kvway::state::trust::{Source, Trust};
 use pingora::http::ResponseHeader;
 use prometheus::IntCounter;
 use std::hint::black_box;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// A token of a stream as vLLM sends it.
@@ -100,7 +100,7 @@ fn line(name: &str, access: config::AccessLog, blocks: usize) -> Stage {
         log.write(&Entry {
             time: SystemTime::now(),
             request_id: "0193e2a0-0000-7000-8000-000000000000",
-            client: Some([192, 0, 2, 1].into()),
+            client: Some("192.0.2.1"),
             protocol: "HTTP/1.1",
             method: "POST",
             path: "/v1/chat/completions",
@@ -114,9 +114,9 @@ fn line(name: &str, access: config::AccessLog, blocks: usize) -> Stage {
             tries: 1,
             body_bytes: 16_384,
             answer_bytes: 20_000,
-            body_ms: 0.123,
-            first_token_ms: Some(123.456),
-            total_ms: 4567.891,
+            body_ms: Milliseconds(Duration::from_micros(123)),
+            first_token_ms: Some(Milliseconds(Duration::from_micros(123_456))),
+            total_ms: Milliseconds(Duration::from_micros(4_567_891)),
             prompt_tokens: Some(4096),
             cached_tokens: Some(3840),
             completion_tokens: Some(128),

@@ -3,6 +3,7 @@
 //! Built by `app`, shared by all requests. Holds no state of its own.
 
 use super::balancer::Balancer;
+use super::connection::Address;
 use super::demand::Demand;
 use super::hint::{Hint, Hints};
 use super::peer::{self, Candidate, Peer, Rules};
@@ -16,7 +17,6 @@ use crate::state::ratio::Ratios;
 use crate::state::trust::{Source, Trust};
 use http::HeaderName;
 use pingora::http::RequestHeader;
-use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -60,7 +60,7 @@ pub struct Cluster {
 pub struct Choice {
     /// Those that could be chosen, in configuration order.
     pub candidates: Vec<Candidate>,
-    /// What Pingora's balancer would have taken.
+    /// What Pingora's balancer would have taken, where it was asked.
     pub pick: Option<usize>,
     /// What chance went by.
     pub random: u64,
@@ -165,17 +165,19 @@ impl Cluster {
         }
     }
 
-    /// Chooses among `candidates`; `random` decides where chance does. Where the balancer goes by turns, this is one.
+    /// Chooses among `candidates`; `random` decides where chance does. Where the balancer goes by turns and may decide, this is
+    /// one.
     #[must_use]
     pub fn choose(&self, candidates: Vec<Candidate>, hint: &Hint, hash_key: &[u8], random: u64) -> Choice {
-        let pick = self.pick(&candidates, hash_key);
+        let pick =
+            peer::may_balance(self.rules, &candidates).then(|| self.pick(&candidates, hash_key)).flatten();
         let peer = peer::choose(self.rules, &candidates, hint, pick, random);
         Choice { candidates, pick, random, peer }
     }
 
     /// What `consistent_hash` goes by: the session, the prompt's prefix or the client; empty where nothing is hashed.
     #[must_use]
-    pub fn hash_key(&self, request: &RequestHeader, client: Option<IpAddr>, demand: &Demand) -> Vec<u8> {
+    pub fn hash_key(&self, request: &RequestHeader, client: Option<&Address>, demand: &Demand) -> Vec<u8> {
         if self.rules.balancing != Balancing::ConsistentHash {
             return Vec::new();
         }
@@ -188,7 +190,7 @@ impl Cluster {
         });
         match prefix {
             Some(key) => key.0.to_le_bytes().to_vec(),
-            None => client.map(|client| client.to_string()).unwrap_or_default().into_bytes(),
+            None => client.map(|client| client.value().as_bytes()).unwrap_or_default().to_vec(),
         }
     }
 

@@ -3,11 +3,12 @@
 //! Held by [`super::replay`], which is polled for as long as a try runs; one timer per request, moved only when it
 //! fires. It tells which deadline is over; what follows is decided by the spine.
 
+use super::alarm::Alarm;
 use crate::config::Timeouts;
 use pingora::{BError, Error, ErrorType};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::time::Duration;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 /// The deadline that a request missed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,7 +56,7 @@ pub struct Deadlines {
     /// When the running try started or the backend sent something last.
     heard: Instant,
     answering: bool,
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm,
 }
 
 impl Deadlines {
@@ -69,7 +70,7 @@ impl Deadlines {
             ends,
             heard: started,
             answering: false,
-            timer: Box::pin(sleep_until(ends.min(started + timeouts.first_byte))),
+            alarm: Alarm::at(ends.min(started + timeouts.first_byte)),
         }
     }
 
@@ -99,16 +100,16 @@ impl Deadlines {
     pub async fn missed(&mut self) -> Missed {
         // While nothing is due, this is asked with every chunk of an answer: it does not look at the clock for that.
         let (due, _) = self.due();
-        if due < self.timer.deadline() {
-            self.timer.as_mut().reset(due);
+        if due < self.alarm.due() {
+            self.alarm = Alarm::at(due);
         }
         loop {
-            self.timer.as_mut().await;
+            poll_fn(|cx| self.alarm.poll_ring(cx)).await;
             let (due, missed) = self.due();
             if due <= Instant::now() {
                 return missed;
             }
-            self.timer.as_mut().reset(due);
+            self.alarm = Alarm::at(due);
         }
     }
 }

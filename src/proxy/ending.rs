@@ -3,14 +3,15 @@
 //! Called by the spine once per request, when everything else is over.
 
 use super::Gateway;
+use super::connection::Address;
 use super::hint::Why;
 use super::request::RequestCtx;
 use super::response::Usage;
-use crate::access_log::Entry;
+use crate::access_log::{Entry, Milliseconds};
 use http::Version;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// What a client that left before its answer is logged with; no such status is ever sent.
 const CLIENT_GONE: u16 = 499;
@@ -55,7 +56,7 @@ impl RequestCtx {
         gateway.access_log.write(&Entry {
             time: SystemTime::now(),
             request_id: self.id_text(),
-            client: self.client,
+            client: self.client.as_ref().map(Address::text),
             protocol: protocol(request.version),
             method: request.method.as_str(),
             path: request.uri.path(),
@@ -71,9 +72,9 @@ impl RequestCtx {
             retried: &self.retried,
             body_bytes: self.body_bytes,
             answer_bytes: session.as_downstream().body_bytes_sent(),
-            body_ms: milliseconds(self.body_time),
-            first_token_ms: first_token.map(milliseconds),
-            total_ms: milliseconds(total),
+            body_ms: Milliseconds(self.body_time),
+            first_token_ms: first_token.map(Milliseconds),
+            total_ms: Milliseconds(total),
             prompt_tokens: usage.and_then(|usage| usage.prompt_tokens),
             cached_tokens: usage.and_then(|usage| usage.cached_tokens()),
             completion_tokens: usage.and_then(|usage| usage.completion_tokens),
@@ -122,11 +123,6 @@ impl RequestCtx {
             cluster.routing.predicted_cached_tokens[source as usize].inc_by(predicted as u64);
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    // Microseconds are as fine as anybody reads.
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn protocol(version: Version) -> &'static str {

@@ -75,7 +75,7 @@ impl Gateway {
         };
         let demand = cluster.demand(&prompt, &hint, body.bytes.len());
         let candidates = cluster.candidates(&[], false, &demand, &hint, Instant::now());
-        let hash_key = cluster.hash_key(header, request::client(session), &demand);
+        let hash_key = cluster.hash_key(header, request::client(session).as_ref(), &demand);
         let choice = cluster.choose(candidates, &hint, &hash_key, rand::random());
         let unread = cluster.rules.policy.weighs_caches() && demand.tokens == 0;
         let why = why(&choice, unread);

@@ -7,13 +7,14 @@
 //! | `upstream_peer` (per try) | candidates, what each has cached, the balancer's pick, the choice | [`cluster`], [`demand`], [`balancer`], [`peer`], [`decision`] |
 //! | `upstream_request_filter` | the backend's header | [`upstream`] |
 //! | `upstream_response_filter`, `response_body_filter` | status, first token, usage | [`response`] ([`sse`]) |
-//! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] |
+//! | `error_while_proxy`, `fail_to_connect` | another try? | [`retry`], [`deadline`] ([`alarm`]) |
 //! | `fail_to_proxy` | an answer of our own | [`reject`] |
 //! | `logging` | the books are closed, metrics, access log | [`ending`] |
 //!
 //! [`request`] is the context that goes with a request from its first phase to its last. [`explain`] goes the same way as far
 //! as the choice, and sends nothing.
 
+pub mod alarm;
 pub mod balancer;
 pub mod body;
 pub mod cluster;
@@ -54,7 +55,7 @@ use connection::Connection;
 use deadline::{Deadlines, Missed};
 use decision::Decision;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use key::Pseudonyms;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -289,7 +290,7 @@ impl ProxyHttp for Gateway {
             ctx.reject = Some(Reject::no_backend());
             return Err(none());
         };
-        ctx.start_try(&cluster, peer, candidate, now).ok_or_else(none)
+        ctx.start_try(&cluster, session.req_header(), peer, candidate, now).ok_or_else(none)
     }
 
     fn fail_to_connect(
@@ -329,11 +330,8 @@ impl ProxyHttp for Gateway {
         if let Some(Cause::Status(status)) = self.discards(header, ctx) {
             return Err(Cause::status_error(status));
         }
-        upstream::strip_hop_by_hop(header);
-        header.insert_header(REQUEST_ID, ctx.id.clone())?;
-        if let Some(decision) = ctx.decision() {
-            header.insert_header(DECISION, decision)?;
-        }
+        let decision = ctx.decision().and_then(|decision| HeaderValue::try_from(decision).ok());
+        upstream::prepare_answer(header, &ctx.id, decision)?;
         ctx.answer_started(header, Instant::now());
         Ok(())
     }

@@ -19,8 +19,7 @@ pub struct Candidate {
     pub requests: usize,
     /// Uncached prompt tokens sent there whose first token has not come back: `P`.
     pub pending_tokens: usize,
-    /// Tokens of this prompt that are not cached there: `m`. Never 0 for a prompt, whose last token is always computed; 0
-    /// where there is no prompt.
+    /// Tokens of this prompt that are not cached there: `m`. 0 only without a prompt, whose last token is always computed.
     pub uncached_tokens: usize,
     /// Its share under the weighted policies, at least 1.
     pub weight: usize,
@@ -139,8 +138,13 @@ pub fn cost(policy: Policy, candidate: &Candidate) -> Option<f64> {
     }
 }
 
-/// Chooses among `candidates`; `pick` is what Pingora's balancer would take, `random` decides where chance does. `None` only
-/// without candidates.
+/// Whether the balancer's pick may decide among `candidates`: the policy weighs no costs, or there are none.
+#[must_use]
+pub fn may_balance(rules: Rules, candidates: &[Candidate]) -> bool {
+    !rules.policy.weighs_caches() || candidates.iter().all(|candidate| candidate.uncached_tokens == 0)
+}
+
+/// Chooses; `pick` is what Pingora's balancer would take, `random` decides where chance does. `None` only without candidates.
 #[must_use]
 pub fn choose(
     rules: Rules,
@@ -172,7 +176,7 @@ fn weigh(
     pick: Option<usize>,
     random: u64,
 ) -> Option<Peer> {
-    if candidates.iter().all(|candidate| candidate.uncached_tokens == 0) {
+    if may_balance(rules, candidates) {
         let (index, reason) = balance(rules.balancing, candidates, pick, random)?;
         return Some(Peer { index, reason, unhinted: Some(hint.why.unwrap_or(Why::NoPrompt)) });
     }
@@ -272,8 +276,7 @@ mod tests {
     use super::super::hint::Match;
     use super::*;
     use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
+    use rand::{Rng, SeedableRng, rngs::StdRng};
 
     fn candidates(requests: &[usize]) -> Vec<Candidate> {
         requests

@@ -4,7 +4,7 @@
 //! holds (the place in flight, the share of the budget, the lease at a backend) is given back by being dropped.
 
 use super::cluster::{Choice, Cluster};
-use super::connection::Connection;
+use super::connection::{Address, Connection};
 use super::deadline::Missed;
 use super::decision::Decision;
 use super::demand::Demand;
@@ -31,7 +31,6 @@ use pingora::protocols::http::ServerSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -67,7 +66,7 @@ pub struct RequestCtx {
     pub missed: Option<Missed>,
     /// What its answer told.
     pub observer: Observer,
-    pub(super) client: Option<IpAddr>,
+    pub(super) client: Option<Address>,
     tls: bool,
     pub(super) body_bytes: usize,
     pub(super) body_time: Duration,
@@ -177,7 +176,7 @@ impl RequestCtx {
     pub fn choose(&self, cluster: &Cluster, request: &RequestHeader, now: Instant) -> Choice {
         let stale = self.last_cause == Some(Cause::Stale);
         let candidates = cluster.candidates(&self.tried, stale, &self.demand, &self.hint, now);
-        let hash_key = cluster.hash_key(request, self.client, &self.demand);
+        let hash_key = cluster.hash_key(request, self.client.as_ref(), &self.demand);
         cluster.choose(candidates, &self.hint, &hash_key, rand::random())
     }
 
@@ -216,12 +215,13 @@ impl RequestCtx {
     pub fn start_try(
         &mut self,
         cluster: &Cluster,
+        request: &RequestHeader,
         peer: Peer,
         candidate: Candidate,
         now: Instant,
     ) -> Option<Box<HttpPeer>> {
         let backend = cluster.fleet.backends().get(peer.index)?;
-        let connection = cluster.upstreams.get(peer.index)?.peer(backend.resolved()?);
+        let connection = cluster.upstreams.get(peer.index)?.peer(backend.resolved()?, request);
         self.tries += 1;
         self.peer = Some(peer);
         self.candidate = Some(candidate);
@@ -242,8 +242,12 @@ impl RequestCtx {
     /// # Errors
     /// See [`super::upstream::Upstream::prepare`].
     pub fn prepare_upstream(&self, request: &mut RequestHeader) -> Result<()> {
-        let client =
-            Client { address: self.client, tls: self.tls, request_id: &self.id, body_bytes: self.body_bytes };
+        let client = Client {
+            address: self.client.as_ref().map(Address::value),
+            tls: self.tls,
+            request_id: &self.id,
+            body_bytes: self.body_bytes,
+        };
         let upstream = self
             .cluster
             .as_ref()
@@ -362,8 +366,11 @@ pub fn check_header(request: &RequestHeader, limits: &Limits) -> Result<(), Reje
 
 /// The address of whoever sent a request.
 #[must_use]
-pub fn client(session: &ServerSession) -> Option<IpAddr> {
-    Some(session.client_addr()?.as_inet()?.ip())
+pub fn client(session: &ServerSession) -> Option<Address> {
+    match Connection::of(session) {
+        Some(connection) => connection.client(),
+        None => Some(session.client_addr()?.as_inet()?.ip().into()),
+    }
 }
 
 /// Whether an error means that there is nobody left to be told.

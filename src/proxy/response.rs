@@ -3,12 +3,12 @@
 //! Fed by the spine with each header and chunk; looks, never changes, and holds at most [`USAGE_BYTES_MAX`] bytes of an
 //! answer. Reported once, at the end of the request.
 
+use super::json::{self, Json};
 use super::sse::Events;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use memchr::memmem::Finder;
 use pingora::http::ResponseHeader;
-use serde::Deserialize;
 use std::sync::LazyLock;
 use tokio::time::Instant;
 
@@ -16,30 +16,40 @@ use tokio::time::Instant;
 pub const USAGE_BYTES_MAX: usize = 1024;
 
 /// Tokens as the engine counted them; the names of the three APIs that engines speak.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// Tokens of the prompt.
-    #[serde(alias = "input_tokens")]
     pub prompt_tokens: Option<u64>,
     /// Tokens generated.
-    #[serde(alias = "output_tokens")]
     pub completion_tokens: Option<u64>,
-    #[serde(alias = "input_tokens_details")]
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(default)]
-struct PromptDetails {
-    cached_tokens: u64,
+    cached_tokens: Option<u64>,
 }
 
 impl Usage {
     /// Tokens of the prompt that the engine found in its cache, where it reports them.
     #[must_use]
     pub fn cached_tokens(&self) -> Option<u64> {
-        self.prompt_tokens_details.map(|details| details.cached_tokens)
+        self.cached_tokens
+    }
+
+    /// Reads the object that stands here.
+    fn read(json: &mut Json<'_>) -> Self {
+        let mut usage = Self::default();
+        let number = |json: &mut Json<'_>| json::integer(json.skip()).map(u64::from);
+        json.object(|json, key| match &*key {
+            b"prompt_tokens" | b"input_tokens" => usage.prompt_tokens = number(json),
+            b"completion_tokens" | b"output_tokens" => usage.completion_tokens = number(json),
+            b"prompt_tokens_details" | b"input_tokens_details" if json.kind() == Some(b'{') => {
+                usage.cached_tokens = Some(0);
+                json.object(|json, key| {
+                    if *key == *b"cached_tokens" {
+                        usage.cached_tokens = Some(number(json).unwrap_or_default());
+                    }
+                });
+            }
+            _ => {}
+        });
+        usage
     }
 
     /// What this object and an `earlier` one of the same answer tell together: `/v1/messages` streams the tokens of the
@@ -48,7 +58,7 @@ impl Usage {
         Self {
             prompt_tokens: self.prompt_tokens.or(earlier.prompt_tokens),
             completion_tokens: self.completion_tokens.or(earlier.completion_tokens),
-            prompt_tokens_details: self.prompt_tokens_details.or(earlier.prompt_tokens_details),
+            cached_tokens: self.cached_tokens.or(earlier.cached_tokens),
         }
     }
 }
@@ -163,9 +173,14 @@ impl UsageReader {
                 }
                 Reading::Object(object) => {
                     let room = USAGE_BYTES_MAX - object.len();
-                    let taken = rest.len().min(room);
-                    object.extend_from_slice(rest.get(..taken).unwrap_or_default());
-                    match object_at_start(object) {
+                    let taken = rest.get(..rest.len().min(room)).unwrap_or_default();
+                    // Mostly all of it is here.
+                    let mut found = if object.is_empty() { object_at_start(taken) } else { Found::More };
+                    if matches!(found, Found::More) {
+                        object.extend_from_slice(taken);
+                        found = object_at_start(object);
+                    }
+                    match found {
                         Found::Usage(usage) => self.last = Some(usage.after(self.last.unwrap_or_default())),
                         Found::More if object.len() < USAGE_BYTES_MAX => return,
                         Found::More | Found::Nothing => {}
@@ -219,11 +234,9 @@ fn object_at_start(bytes: &[u8]) -> Found {
         Some(b'{') => {}
         Some(_) => return Found::Nothing,
     }
-    match serde_json::Deserializer::from_slice(after_colon).into_iter::<Usage>().next() {
-        Some(Ok(usage)) => Found::Usage(usage),
-        Some(Err(error)) if error.is_eof() => Found::More,
-        _ => Found::Nothing,
-    }
+    let mut json = Json::new(after_colon);
+    let usage = Usage::read(&mut json);
+    if json.is_broken() { Found::More } else { Found::Usage(usage) }
 }
 
 #[cfg(test)]
@@ -247,11 +260,7 @@ mod tests {
     }
 
     fn expected() -> Usage {
-        Usage {
-            prompt_tokens: Some(5),
-            completion_tokens: Some(3),
-            prompt_tokens_details: Some(PromptDetails { cached_tokens: 4 }),
-        }
+        Usage { prompt_tokens: Some(5), completion_tokens: Some(3), cached_tokens: Some(4) }
     }
 
     #[test]

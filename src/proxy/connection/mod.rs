@@ -11,6 +11,7 @@ mod wire;
 use crate::config::{Limits, Timeouts};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -23,6 +24,7 @@ use prometheus::IntCounterVec;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -55,6 +57,31 @@ impl HeaderLimits {
     }
 }
 
+/// A client's address as it is written, which is done once for all its requests.
+#[derive(Clone, Debug)]
+pub struct Address(HeaderValue);
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        // No address has a character that a header may not have.
+        Self(HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")))
+    }
+}
+
+impl Address {
+    /// It as a value of a header.
+    #[must_use]
+    pub fn value(&self) -> &HeaderValue {
+        &self.0
+    }
+
+    /// It as text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
 /// A connection under the limits of its phase. Clones are the same connection, which ends with the last of them.
 #[derive(Clone)]
 pub struct Connection(Arc<Mutex<Wire>>);
@@ -64,13 +91,21 @@ impl Connection {
     #[must_use]
     pub fn new(inner: Stream, limits: HeaderLimits) -> Self {
         let is_h2 = matches!(inner.selected_alpn_proto(), Some(ALPN::H2));
-        Self(Arc::new(Mutex::new(Wire::new(inner, limits, is_h2))))
+        let digest = inner.get_socket_digest();
+        let client = digest.as_ref().and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip().into()));
+        Self(Arc::new(Mutex::new(Wire::new(inner, client, limits, is_h2))))
     }
 
     /// The connection under `session`, where it is one of HTTP/1.
     #[must_use]
     pub fn of(session: &ServerSession) -> Option<&Self> {
         session.stream()?.as_any().downcast_ref()
+    }
+
+    /// Who is at its other end, where that has an address.
+    #[must_use]
+    pub fn client(&self) -> Option<Address> {
+        self.0.lock().client.clone()
     }
 
     /// Waits for the next request, in little memory; false = there is none.

@@ -5,9 +5,10 @@
 //! the socket into the memory where it stays. Pingora is told that there is none, by zeros in the place of its length. What
 //! follows a body waits for the next request. Bounded by `limits.header_bytes_max` and [`READ_AHEAD_BYTES`].
 
+use super::super::alarm::Alarm;
 use super::super::reject::Reject;
-use super::HeaderLimits;
 use super::head::{self, Head};
+use super::{Address, HeaderLimits};
 use bytes::{Bytes, BytesMut};
 use pingora::protocols::Stream;
 use std::io;
@@ -16,7 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 /// How a client of HTTP/2 begins.
@@ -45,6 +46,7 @@ enum Phase {
 
 pub(super) struct Wire {
     pub(super) inner: Stream,
+    pub(super) client: Option<Address>,
     limits: HeaderLimits,
     phase: Phase,
     /// Whether the spine knows of the request.
@@ -54,7 +56,7 @@ pub(super) struct Wire {
     loose: bool,
     served: bool,
     deadline: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Alarm>,
     /// What was read and not yet taken.
     ahead: BytesMut,
     /// The bytes of a head that only passed.
@@ -64,16 +66,17 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(inner: Stream, limits: HeaderLimits, is_h2: bool) -> Self {
+    pub(super) fn new(inner: Stream, client: Option<Address>, limits: HeaderLimits, is_h2: bool) -> Self {
         Self {
             deadline: Instant::now() + limits.idle,
             inner,
+            client,
             limits,
             phase: if is_h2 { Phase::Through } else { Phase::Idle },
             in_request: is_h2,
             loose: false,
             served: false,
-            timer: None,
+            alarm: None,
             ahead: BytesMut::new(),
             loose_bytes: 0,
             thrown_away: 0,
@@ -117,15 +120,14 @@ impl Wire {
         self.deadline = Instant::now() + allowed;
     }
 
-    /// Ready when the deadline of the phase is over. The timer is moved only when it must fire earlier.
+    /// Ready when the deadline of the phase is over. The alarm is set anew only when it must ring earlier.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let deadline = self.deadline;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            if deadline < timer.deadline() || (timer.is_elapsed() && deadline > timer.deadline()) {
-                timer.as_mut().reset(deadline);
-            }
-            ready!(timer.as_mut().poll(cx));
+            let set = self.alarm.take().filter(|alarm| alarm.due() <= deadline);
+            let alarm = self.alarm.insert(set.unwrap_or_else(|| Alarm::at(deadline)));
+            ready!(alarm.poll_ring(cx));
+            self.alarm = None;
             if Instant::now() >= self.deadline {
                 return Poll::Ready(());
             }
