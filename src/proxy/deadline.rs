@@ -106,10 +106,10 @@ impl Deadlines {
         loop {
             poll_fn(|cx| self.alarm.poll_ring(cx)).await;
             let (due, missed) = self.due();
+            self.alarm = Alarm::at(due);
             if due <= Instant::now() {
                 return missed;
             }
-            self.alarm = Alarm::at(due);
         }
     }
 }

@@ -204,9 +204,14 @@ fn find_key(tail: &[u8], rest: &[u8]) -> Option<usize> {
     FIND_KEY.find(rest).map(|at| at + KEY.len())
 }
 
-/// Keeps the last bytes of `tail` and `rest` together.
+/// Keeps the last bytes of `tail` and `rest` together, unless the key cannot begin in them.
 fn remember(tail: &mut [u8; KEY.len() - 1], tail_bytes: &mut usize, rest: &[u8]) {
-    for &byte in rest.iter().skip(rest.len().saturating_sub(tail.len())) {
+    if let Some(end) = rest.last_chunk() {
+        *tail = *end;
+        *tail_bytes = if end.contains(&b'"') { tail.len() } else { 0 };
+        return;
+    }
+    for &byte in rest {
         if *tail_bytes == tail.len() {
             tail.rotate_left(1);
             *tail_bytes -= 1;

@@ -127,7 +127,11 @@ async fn rounds(
     let requests = Rc::new(Requests { bytes, stream: workload.stream, timeout: TIMEOUT });
     let limit = Limit::Time {
         settling: Duration::from_secs_f64(settings.settling_seconds),
-        counted: Duration::from_secs_f64(settings.seconds),
+        counted: Duration::from_secs_f64(if workload.stream {
+            settings.stream_seconds
+        } else {
+            settings.seconds
+        }),
     };
     let connections = if kind == Kind::Alone { 1 } else { settings.connections };
     let window = Window { connections, limit };

@@ -35,9 +35,14 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
     )?;
     writeln!(
         text,
-        "{} interleaved rounds of {:.2} s after {:.2} s of settling, {} connections, two mock engines, seed {}. \
+        "{} interleaved rounds of {:.2} s (streams {:.2} s) after {:.2} s of settling, {} connections, two mock engines, seed {}. \
          Medians of the rounds, with the least and the most in brackets.",
-        settings.rounds, settings.seconds, settings.settling_seconds, settings.connections, settings.seed
+        settings.rounds,
+        settings.seconds,
+        settings.stream_seconds,
+        settings.settling_seconds,
+        settings.connections,
+        settings.seed
     )?;
     // HAProxy adds where it comes from; kvway is there several times.
     let versions = report.versions.values().filter_map(|version| version.split(" - ").next());

@@ -101,6 +101,8 @@ pub(crate) struct Settings {
     pub(crate) rounds: usize,
     /// Of each window that are counted.
     pub(crate) seconds: f64,
+    /// Of each window of streams: what they cost comes and goes with how their events fall together.
+    pub(crate) stream_seconds: f64,
     /// Of each window before them.
     pub(crate) settling_seconds: f64,
     pub(crate) connections: usize,
@@ -233,6 +235,7 @@ pub(crate) mod tests {
             settings: Settings {
                 rounds: 3,
                 seconds: 1.0,
+                stream_seconds: 3.0,
                 settling_seconds: 0.1,
                 connections: 1,
                 sse_events: 1,

@@ -61,7 +61,7 @@ pub(super) struct Lru {
 impl Lru {
     pub(super) fn new() -> Self {
         Self {
-            nodes: Slab(Vec::new()),
+            nodes: Slab::default(),
             blocks: Default::default(),
             youngest: Slot::NONE,
             oldest: Slot::NONE,
@@ -196,22 +196,26 @@ impl ops::IndexMut<Slot> for Lru {
 }
 
 /// Nodes in chunks.
-#[derive(Debug)]
-struct Slab(Vec<Vec<Node>>);
+#[derive(Debug, Default)]
+struct Slab {
+    chunks: Vec<Box<[Node; CHUNK]>>,
+    nodes: usize,
+}
 
 impl Slab {
     fn push(&mut self, node: Node) -> Slot {
-        let Self(chunks) = self;
-        let nodes = chunks.last().map_or(0, |last| (chunks.len() - 1) * CHUNK + last.len());
-        if nodes == chunks.len() * CHUNK {
-            chunks.push(Vec::with_capacity(CHUNK));
+        let slot = Slot(u32::try_from(self.nodes).expect("100 GB of nodes are more than fit"));
+        if self.nodes == self.chunks.len() * CHUNK {
+            self.chunks.push(Box::new([node; CHUNK]));
         }
-        chunks[nodes / CHUNK].push(node);
-        Slot(u32::try_from(nodes).expect("100 GB of nodes are more than fit"))
+        self.nodes += 1;
+        self[slot] = node;
+        slot
     }
 
     fn bytes(&self) -> usize {
-        self.0.capacity() * size_of::<Vec<Node>>() + self.0.len() * CHUNK * size_of::<Node>()
+        self.chunks.capacity() * size_of::<Box<[Node; CHUNK]>>()
+            + self.chunks.len() * CHUNK * size_of::<Node>()
     }
 }
 
@@ -219,13 +223,13 @@ impl ops::Index<Slot> for Slab {
     type Output = Node;
 
     fn index(&self, Slot(slot): Slot) -> &Node {
-        &self.0[slot as usize / CHUNK][slot as usize % CHUNK]
+        &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
 }
 
 impl ops::IndexMut<Slot> for Slab {
     fn index_mut(&mut self, Slot(slot): Slot) -> &mut Node {
-        &mut self.0[slot as usize / CHUNK][slot as usize % CHUNK]
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
 }
 
@@ -246,7 +250,7 @@ impl Lru {
             "a block is not found"
         );
         assert_eq!(self.blocks(), blocks.len());
-        let slots: usize = self.nodes.0.iter().map(Vec::len).sum();
+        let slots = self.nodes.nodes;
         assert_eq!(from_oldest.len() + follow(self.free, |node| node.older).len(), slots);
     }
 }
