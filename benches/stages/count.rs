@@ -1,4 +1,4 @@
-//! How many instructions a stage takes, and how often it allocates.
+//! How many instructions a stage takes.
 //!
 //! The program runs itself under callgrind, which counts inside of [`measured`] only and writes a file after each call of it.
 
@@ -14,9 +14,6 @@ pub(super) const ONCE: &str = "--once";
 
 /// Calls before the one that counts, after which tables and buffers have their size.
 const CALLS_BEFORE: usize = 3;
-
-/// What the system's allocator is called by.
-const ALLOCATING: [&str; 4] = ["cfn=malloc", "cfn=calloc", "cfn=realloc", "cfn=posix_memalign"];
 
 #[inline(never)]
 fn measured(run: &mut dyn FnMut()) {
@@ -64,18 +61,7 @@ fn tell(stages: &[Stage], folder: &Path) -> String {
     for (number, stage) in (1..).zip(stages) {
         let counted = std::fs::read_to_string(folder.join(format!("out.{number}"))).unwrap_or_default();
         let total = counted.lines().find_map(|line| line.strip_prefix("totals: ")).unwrap_or("?");
-        let allocations = allocations(&counted);
-        writeln!(told, "test {} ... instructions: {total}, allocations: {allocations}", stage.name)
-            .expect("a string takes all");
+        writeln!(told, "test {} ... instructions: {total}", stage.name).expect("a string takes all");
     }
     told
-}
-
-/// How many calls of an allocator a file tells of: a line names who is called, the next one how often.
-fn allocations(counted: &str) -> u64 {
-    let lines = counted.lines().zip(counted.lines().skip(1));
-    lines
-        .filter(|(called, _)| ALLOCATING.contains(called))
-        .filter_map(|(_, calls)| calls.strip_prefix("calls=")?.split(' ').next()?.parse::<u64>().ok())
-        .sum()
 }
