@@ -61,11 +61,11 @@ const UPSTREAM_POOL_CONNECTIONS: usize = 512;
 /// Added to the grace period before Pingora's own, harder end, which the process does not wait for.
 const GRACE_MARGIN: Duration = Duration::from_secs(10);
 
-/// Why the process cannot start although its configuration is valid.
+/// Why the process cannot start although its configuration is valid. Told with its sources, which no text repeats.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// A backend cannot be used as configured.
-    #[error("cluster {cluster}: {source}")]
+    #[error("cluster {cluster}")]
     Cluster {
         /// The cluster.
         cluster: String,
@@ -73,7 +73,7 @@ pub enum AppError {
         source: Box<pingora::Error>,
     },
     /// The clients of a cluster's tokenizer or LMCache cannot be made.
-    #[error("cluster {cluster}: kvcache: {source}")]
+    #[error("cluster {cluster}: kvcache")]
     Client {
         /// The cluster.
         cluster: String,
@@ -81,16 +81,16 @@ pub enum AppError {
         source: reqwest::Error,
     },
     /// The access log cannot be opened.
-    #[error("log.file: {0}")]
+    #[error("log.file")]
     AccessLog(#[source] std::io::Error),
     /// A listener's certificates cannot be used.
     #[error("listeners: tls: {0}")]
     Tls(String),
     /// A successor cannot wait at the upgrade socket.
-    #[error("server.upgrade_socket: {0}")]
+    #[error("server.upgrade_socket")]
     UpgradeSocket(#[source] std::io::Error),
     /// A listener's address cannot be taken.
-    #[error("{key}: {address}: {source}")]
+    #[error("{key}: {address}")]
     Address {
         /// Whose address it is.
         key: &'static str,
@@ -105,7 +105,7 @@ pub enum AppError {
     )]
     NoPredecessor,
     /// The metrics are at odds with each other: a mistake in the program.
-    #[error("metrics: {0}")]
+    #[error("metrics")]
     Metrics(#[from] prometheus::Error),
 }
 
