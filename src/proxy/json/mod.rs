@@ -235,13 +235,6 @@ fn value_length(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The text of a string that has at most seven bytes and no escape; `None` of any other value.
-#[must_use]
-pub fn short_text(value: &[u8]) -> Option<&[u8]> {
-    let length = short_string_length(value).filter(|length| *length == value.len())?;
-    value.get(1..length - 1)
-}
-
 /// Keys are short, and nearly all are ASCII.
 #[inline]
 fn is_utf8(text: &[u8]) -> bool {

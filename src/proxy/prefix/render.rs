@@ -237,6 +237,14 @@ impl Render {
     }
 }
 
+/// The roles of most messages as they are written, and what [`Render::head`] makes of a message with that role.
+const USUAL_ROLES: [(&[u8], &[u8]); 4] = [
+    (br#""user""#, b"\xffm\xfftuser\xffc"),
+    (br#""assistant""#, b"\xffm\xfftassistant\xffc"),
+    (br#""tool""#, b"\xffm\xffttool\xffc"),
+    (br#""system""#, b"\xffm\xfftsystem\xffc"),
+];
+
 /// The start of most messages, up to a content, read at a glance: what [`Render::head`] makes of it. Nothing is read where it
 /// is another.
 fn usual_head(json: &mut Json<'_>) -> Option<&'static [u8]> {
@@ -247,15 +255,7 @@ fn usual_head(json: &mut Json<'_>) -> Option<&'static [u8]> {
         _ => return None,
     };
     let role = message.get(8 + usize::from(is_spaced)..)?;
-    let (written, head): (&[u8], &[u8]) = match role {
-        [b'"', b'u', b's', b'e', b'r', b'"', ..] => (br#""user""#, b"\xffm\xfftuser\xffc"),
-        [b'"', b'a', b's', b's', b'i', b's', b't', b'a', b'n', b't', b'"', ..] => {
-            (br#""assistant""#, b"\xffm\xfftassistant\xffc")
-        }
-        [b'"', b's', b'y', b's', b't', b'e', b'm', b'"', ..] => (br#""system""#, b"\xffm\xfftsystem\xffc"),
-        [b'"', b't', b'o', b'o', b'l', b'"', ..] => (br#""tool""#, b"\xffm\xffttool\xffc"),
-        _ => return None,
-    };
+    let (written, head) = USUAL_ROLES.iter().find(|(written, _)| role.starts_with(written))?;
     let content: &[u8] = if is_spaced { br#", "content": "# } else { br#","content":"# };
     let start = 8 + usize::from(is_spaced) + written.len();
     if !message.get(start..)?.starts_with(content) {
