@@ -117,7 +117,7 @@ fn prompts(criterion: &mut Criterion) {
     const PATH: &str = "/v1/chat/completions";
     let key = Secret::new([1, 2, 3, 4]);
     let config::Prefix { block_bytes, blocks_max, .. } = config::Prefix::default();
-    let blocks = Some(Settings { secret: key, block_bytes, blocks_max, tenant: None });
+    let blocks = Some(Settings::new(key, block_bytes, blocks_max));
     let secret = Some(key);
     let readings = [
         ("off", Reading::default()),

@@ -36,9 +36,9 @@ fn keys(number: usize, blocks: usize) -> Prompt {
         let state = ((number * 512 + block) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        BlockKey(state ^ (state >> 31))
+        state ^ (state >> 31)
     };
-    (0..blocks).map(spread).collect()
+    BlockKey::of_prompt((0..blocks).map(spread))
 }
 
 /// Backends that hold so many blocks together, each the same number and none the same one, and have room for twice as many.

@@ -45,7 +45,7 @@ pub(super) fn plain(kib: usize) -> Vec<u8> {
 /// How bodies are read with the default configuration.
 pub(super) fn blocks() -> Reading {
     let config::Prefix { block_bytes, blocks_max, .. } = config::Prefix::default();
-    let settings = Settings { secret: secret(), block_bytes, blocks_max, tenant: None };
+    let settings = Settings::new(secret(), block_bytes, blocks_max);
     Reading { secret: None, text: false, blocks: Some(settings) }
 }
 

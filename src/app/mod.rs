@@ -222,7 +222,7 @@ impl App {
     /// How prompts are cut into blocks.
     fn blocks(&self) -> prefix::Settings {
         let config::Prefix { block_bytes, blocks_max, .. } = self.config.prefix;
-        prefix::Settings { secret: self.secret, block_bytes, blocks_max, tenant: None }
+        prefix::Settings::new(self.secret, block_bytes, blocks_max)
     }
 
     /// The service that keeps the model list.

@@ -111,7 +111,8 @@ async fn collect_plain(
         body.grow(0, bytes.len())?;
         return Ok(Body { bytes, share: body.share });
     }
-    body.all.reserve(declared.min(*FIRST_ALLOCATION_BYTES.end()));
+    let room = declared.saturating_add(1);
+    body.all.reserve(room.min(*FIRST_ALLOCATION_BYTES.end()));
     loop {
         match connection.read_body(&mut body.all).await {
             Ok(0) => return Ok(body.into_body()),
@@ -122,7 +123,7 @@ async fn collect_plain(
             }
         }
         if body.all.len() == body.all.capacity() {
-            let more = declared - body.all.len();
+            let more = room - body.all.len();
             body.all.reserve(more.min(body.all.len()));
         }
     }

@@ -345,11 +345,16 @@ impl Wire {
             return Poll::Ready(Ok(0));
         }
         let read = if self.ahead.is_empty() {
-            let mut room = bytes::BufMut::limit(body, body_left);
-            match ready!(poll_read_buf(Pin::new(&mut self.inner), cx, &mut room))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                read => read,
+            // A read that is filled is followed by one more, to see that nothing is left: so there is room for a byte too many.
+            let mut room = bytes::BufMut::limit(&mut *body, body_left.saturating_add(1));
+            let read = ready!(poll_read_buf(Pin::new(&mut self.inner), cx, &mut room))?;
+            if read == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
+            if read > body_left {
+                self.ahead.extend_from_slice(&body.split_off(body.len() - 1));
+            }
+            read.min(body_left)
         } else {
             let head = self.ahead.split_to(self.ahead.len().min(body_left));
             body.extend_from_slice(&head);

@@ -10,11 +10,27 @@ use super::text::{ESCAPE, Gathered, QUOTE, RUN_BYTES_MAX, unescape};
 impl Json<'_> {
     /// Reads the string that stands here. Two strings are given on in the same bytes, however they are cut, exactly if their
     /// texts are the same. What is no UTF-8 stays as it is, but for [`super::STRAY`], which like half a surrogate pair becomes
-    /// U+FFFD. So does an escape that JSON does not have: no engine takes it.
-    pub fn canonical(&mut self, mut piece: impl FnMut(&[u8])) {
+    /// U+FFFD. (An escape that JSON does not have may lose its backslash: no engine takes it.)
+    pub fn canonical(&mut self, piece: impl FnMut(&[u8])) {
         if !self.take(QUOTE) {
             return self.give_up();
         }
+        self.canonical_rest(piece);
+    }
+
+    /// Passes over as much of a string, whose first quote has been passed, as is written in canonical form; whether that is all
+    /// but the last quote.
+    pub fn pass_canonical(&mut self) -> bool {
+        let Some(length) = scan::canonical_length(self.rest()) else {
+            self.give_up();
+            return false;
+        };
+        self.at += length;
+        self.rest().first() == Some(&QUOTE)
+    }
+
+    /// Reads the rest of a string in the same way.
+    pub fn canonical_rest(&mut self, mut piece: impl FnMut(&[u8])) {
         let text = self.rest();
         // Only what is written otherwise comes in small pieces.
         let mut gathered: Option<Gathered> = None;

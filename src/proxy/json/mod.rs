@@ -128,7 +128,7 @@ impl<'a> Json<'a> {
         self.kind();
         let start = self.at;
         read(self);
-        self.text.get(start..self.at).unwrap_or_default()
+        self.since(start)
     }
 
     /// Reads the next value with `read`, and returns its bytes; `None` where it is not understood that way, or more of it is
@@ -142,6 +142,18 @@ impl<'a> Json<'a> {
         }
         (self.at, self.broken) = (start, false);
         None
+    }
+
+    /// How much has been read.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// What has been read from a position on.
+    #[must_use]
+    pub fn since(&self, position: usize) -> &'a [u8] {
+        self.text.get(position..self.at).unwrap_or_default()
     }
 
     /// What has not been read yet.

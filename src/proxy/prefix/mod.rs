@@ -1,13 +1,14 @@
 //! The prompt of a body in blocks of rendered text, so that it is known how far two prompts are the same. Pure.
 //!
 //! Called by [`super::prompt`] once per body. What an engine would render is put in one order, whatever the order in the
-//! body: tools, instructions, then message by message (`render.rs`), and hashed as it goes (`chain.rs`), each block with all
-//! that is before it. Texts go in as JSON writes them (RFC 8785), escapes included: nearly all stand in a body that way, and need
+//! body: tools, instructions, then message by message (`render.rs`), and hashed as it goes (`chain.rs`, `nh.rs`), each block
+//! with all that is before it. Texts go in as JSON writes them (RFC 8785), escapes included: nearly all stand in a body that way, and need
 //! no work. Messages are rendered while they are read, in the hope that nothing follows which belongs before them.
 //! It knows no tokens but those that a prompt is given as, and no chat template: the marks between the parts stand for what a
 //! template would write there. Bounded by [`Settings::blocks_max`] keys, and nothing is copied.
 
 mod chain;
+mod nh;
 mod parts;
 mod render;
 
@@ -24,13 +25,22 @@ const TOKEN_BYTES: usize = size_of::<u32>();
 #[derive(Clone)]
 pub struct Settings {
     /// With what blocks are keyed.
-    pub secret: Secret,
+    secret: Secret,
+    nh: Arc<nh::Key>,
     /// The length of a block, at least that of one token id: 4.
     pub block_bytes: usize,
     /// Blocks that get a key.
     pub blocks_max: usize,
     /// Whose prompt it is; prompts of different tenants have no key in common.
     pub tenant: Option<HeaderValue>,
+}
+
+impl Settings {
+    /// Blocks of so many bytes, keyed with a secret, of no tenant's prompts in particular.
+    #[must_use]
+    pub fn new(secret: Secret, block_bytes: usize, blocks_max: usize) -> Self {
+        Self { secret, nh: Arc::new(nh::Key::new(&secret)), block_bytes, blocks_max, tenant: None }
+    }
 }
 
 /// A prompt in blocks.

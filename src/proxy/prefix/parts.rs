@@ -105,8 +105,7 @@ impl<'a> Parts<'a> {
         let render = match &mut self.ahead {
             Some(render) if is_ahead => render,
             _ if ids => {
-                let chain =
-                    Chain::new(settings.secret.hash(), block_bytes, settings.blocks_max, source.len());
+                let chain = Chain::new(settings, block_bytes, source.len());
                 let render = late.insert(Render::new(chain, settings.secret));
                 tokens = Some(render.token_ids(source));
                 render
@@ -124,7 +123,7 @@ impl<'a> Parts<'a> {
 
     /// What is rendered before the prompt itself.
     fn head(&self, block_bytes: usize, bytes_expected: usize, settings: &Settings) -> Render {
-        let chain = Chain::new(settings.secret.hash(), block_bytes, settings.blocks_max, bytes_expected);
+        let chain = Chain::new(settings, block_bytes, bytes_expected);
         let mut render = Render::new(chain, settings.secret);
         for (mark, value) in [(b'T', self.tools), (b'F', self.functions), (b'D', self.documents)] {
             render.raw(mark, value);
@@ -178,7 +177,7 @@ mod tests {
     const COMPLETIONS: &str = "/v1/completions";
 
     fn settings(block_bytes: usize) -> Settings {
-        Settings { secret: Secret::new([1, 2, 3, 4]), block_bytes, blocks_max: 100_000, tenant: None }
+        Settings::new(Secret::new([1, 2, 3, 4]), block_bytes, 100_000)
     }
 
     fn read_with(settings: Settings, path: &str, body: impl AsRef<[u8]>) -> Option<Prefix> {
@@ -344,7 +343,7 @@ mod tests {
         };
         let [a, b] = ["a", "b"].map(|tenant| read_with(of(tenant), CHAT, body("")).unwrap());
         assert_eq!((shared(&plain, &a), shared(&a, &b)), (0, 0));
-        let other = Settings { secret: Secret::new([0; 4]), ..settings(8) };
+        let other = Settings::new(Secret::new([0; 4]), 8, 100_000);
         assert_eq!(shared(&plain, &read_with(other, CHAT, body("")).unwrap()), 0);
         // A field that moves into the next is another one.
         let salts = |a: &str, b: &str| body(&format!(r#","chat_template":{a},"chat_template_kwargs":{b}"#));

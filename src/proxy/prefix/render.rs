@@ -1,7 +1,8 @@
 //! The parts of a prompt one after the other, with marks between them that no text can feign.
 //!
-//! Used by `prefix` alone. A mark is a byte that does not occur in a text and one that says what begins. What is not text goes
-//! in as it stands, after its length. Nothing is kept of it but the fields of one object.
+//! Used by `prefix` alone. A message of the usual kind is rendered as it usually stands in a body: `"},{"role":"user","content":"`
+//! and its text, in which no quote stands by itself. Otherwise a mark, which is a byte that does not occur in a text and one
+//! that says what begins, precedes each part. What is not text goes in as it stands, after its length. Nothing is kept of it but the fields of one object.
 
 use super::super::json::{self, Json};
 use super::super::key::Secret;
@@ -25,12 +26,14 @@ pub(super) struct Render {
     chain: Chain,
     /// With what blobs are keyed.
     secret: Secret,
+    /// The next text follows the head of a message.
+    is_headed: bool,
     broken: bool,
 }
 
 impl Render {
     pub(super) fn new(chain: Chain, secret: Secret) -> Self {
-        Self { chain, secret, broken: false }
+        Self { chain, secret, is_headed: false, broken: false }
     }
 
     /// What was rendered; `None` where something was met that is not understood.
@@ -63,43 +66,67 @@ impl Render {
     /// Its role, its content, then all other fields in their order.
     fn message<'a>(&mut self, json: &mut Json<'a>) {
         let (mut role, mut content): (&[u8], &[u8]) = (b"", b"");
-        let (mut others, mut rendered) = (None::<Fields<'_>>, false);
-        let message = json.raw(|json| {
-            let usual = usual_head(json);
-            if let Some(head) = usual {
+        let usual = self.usual_messages(json);
+        let (mut others, mut rendered) = (None::<Fields<'_>>, usual.is_some());
+        let start = usual.unwrap_or_else(|| json.position());
+        let field = |json: &mut Json<'a>, key: Cow<'a, [u8]>| match &*key {
+            b"content" if !role.is_empty() && !rendered => {
                 rendered = true;
-                self.chain.append(head);
+                self.head(role);
                 self.content(json, 0);
             }
-            let field = |json: &mut Json<'a>, key: Cow<'a, [u8]>| match &*key {
-                b"content" if !role.is_empty() && !rendered => {
-                    rendered = true;
-                    self.head(role);
-                    self.content(json, 0);
-                }
-                b"role" if !rendered => role = json.skip(),
-                b"content" if !rendered => content = json.skip(),
-                _ => others.get_or_insert_default().push(key, json.skip()),
-            };
-            if usual.is_some() { json.fields(false, field) } else { json.object(field) }
-        });
+            b"role" if !rendered => role = json.skip(),
+            b"content" if !rendered => content = json.skip(),
+            _ => others.get_or_insert_default().push(key, json.skip()),
+        };
+        if usual.is_some() {
+            json.fields(false, field);
+        } else {
+            json.object(field);
+        }
         if !rendered {
             self.head(role);
             self.raw_content(content, 0);
         }
+        self.is_headed = false;
         let Some(others) = others else { return };
         for (key, value) in others.all() {
             self.field(key, value);
         }
         if others.are_too_many {
-            self.raw(b'o', message);
+            self.raw(b'o', json.since(start));
         }
     }
 
+    /// Reads messages that stand there as they are rendered, one after the other and with nothing in between, up to the end of a
+    /// content: they go in as one. Returns where the last of them begins; `None` where nothing was read.
+    fn usual_messages(&mut self, json: &mut Json<'_>) -> Option<usize> {
+        let mut begins = json.position();
+        let (head, written_bytes) = usual_head(json.rest())?;
+        json.advance(written_bytes);
+        self.chain.append(head);
+        let start = json.position();
+        while json.pass_canonical()
+            && let Some(next) = json.rest().strip_prefix(MESSAGE_END)
+            && let Some((head, written_bytes)) = usual_head(next)
+            && next.starts_with(head.get(MESSAGE_END.len()..).unwrap_or_default())
+        {
+            json.advance(MESSAGE_END.len());
+            begins = json.position();
+            json.advance(written_bytes);
+        }
+        self.chain.append(json.since(start));
+        json.canonical_rest(|piece| self.chain.append(piece));
+        Some(begins)
+    }
+
+    /// What a message begins with, up to its content. Like most that is text it is rendered as it usually stands in a body.
     fn head(&mut self, role: &[u8]) {
-        self.mark(b'm');
+        self.chain.append(br#""},{"role":"#);
+        self.is_headed = true;
         self.raw_content(role, 0);
-        self.mark(b'c');
+        self.chain.append(br#"","content":"#);
+        self.is_headed = true;
     }
 
     /// What stands in the place of a content: a text, a list of parts, or something else. A text alone is a list of one.
@@ -192,11 +219,16 @@ impl Render {
     }
 
     fn text(&mut self, json: &mut Json<'_>) {
-        self.mark(b't');
+        if std::mem::take(&mut self.is_headed) {
+            self.chain.append(b"\"");
+        } else {
+            self.mark(b't');
+        }
         json.canonical(|piece| self.chain.append(piece));
     }
 
     pub(super) fn mark(&mut self, what: u8) {
+        self.is_headed = false;
         self.chain.append(&[MARK, what]);
     }
 
@@ -237,32 +269,27 @@ impl Render {
     }
 }
 
-/// The roles of most messages as they are written, and what [`Render::head`] makes of a message with that role.
-const USUAL_ROLES: [(&[u8], &[u8]); 4] = [
-    (br#""user""#, b"\xffm\xfftuser\xffc"),
-    (br#""assistant""#, b"\xffm\xfftassistant\xffc"),
-    (br#""tool""#, b"\xffm\xffttool\xffc"),
-    (br#""system""#, b"\xffm\xfftsystem\xffc"),
+/// What stands between the text of a message and the next one.
+const MESSAGE_END: &[u8] = br#""},"#;
+/// The roles of most messages, and what a message with a text is rendered with up to that: [`MESSAGE_END`], and what it begins
+/// with where it is written without spaces.
+const USUAL_HEADS: [(&[u8], &[u8]); 4] = [
+    (b"user", br#""},{"role":"user","content":""#),
+    (b"assistant", br#""},{"role":"assistant","content":""#),
+    (b"tool", br#""},{"role":"tool","content":""#),
+    (b"system", br#""},{"role":"system","content":""#),
 ];
 
-/// The start of most messages, up to a content, read at a glance: what [`Render::head`] makes of it. Nothing is read where it
-/// is another.
-fn usual_head(json: &mut Json<'_>) -> Option<&'static [u8]> {
-    let message = json.rest();
-    let is_spaced = match message.get(..9)? {
-        br#"{"role":""# => false,
-        br#"{"role": "# => true,
-        _ => return None,
+/// What most messages begin with, up to the text of their content: how that is rendered, and the length of how it is written.
+fn usual_head(message: &[u8]) -> Option<(&'static [u8], usize)> {
+    let [start, middle]: [&[u8]; 2] = match message.get(8)? {
+        b'"' => [br#"{"role":""#, br#"","content":""#],
+        _ => [br#"{"role": ""#, br#"", "content": ""#],
     };
-    let role = message.get(8 + usize::from(is_spaced)..)?;
-    let (written, head) = USUAL_ROLES.iter().find(|(written, _)| role.starts_with(written))?;
-    let content: &[u8] = if is_spaced { br#", "content": "# } else { br#","content":"# };
-    let start = 8 + usize::from(is_spaced) + written.len();
-    if !message.get(start..)?.starts_with(content) {
-        return None;
-    }
-    json.advance(start + content.len());
-    Some(head)
+    let message = message.strip_prefix(start)?;
+    let (role, head) = USUAL_HEADS.iter().find(|(role, _)| message.starts_with(role))?;
+    let bytes = start.len() + role.len() + middle.len();
+    message.get(role.len()..)?.starts_with(middle).then_some((head, bytes))
 }
 
 /// What kind of thing a part of a content is.
@@ -333,6 +360,7 @@ fn first_element(value: &[u8]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Settings;
     use super::*;
     use crate::state::blocks::BlockKey;
     use serde_json::{Value, json};
@@ -341,8 +369,8 @@ mod tests {
 
     /// What is rendered of a list, with a key for every byte, so that any difference shows.
     fn items(list: impl AsRef<[u8]>) -> Arc<[BlockKey]> {
-        let secret = Secret::new([1, 2, 3, 4]);
-        let mut render = Render::new(Chain::new(secret.hash(), 1, usize::MAX, 0), secret);
+        let settings = Settings::new(Secret::new([1, 2, 3, 4]), 1, usize::MAX);
+        let mut render = Render::new(Chain::new(&settings, 1, 0), settings.secret);
         render.raw_items(list.as_ref());
         render.finish().unwrap().keys(0)
     }
@@ -355,6 +383,7 @@ mod tests {
     fn small_conversations() -> Vec<Vec<u8>> {
         let parts = [
             r#""a""#,
+            r#""},{""#,
             r#"{"type":"x"}"#,
             r#"{"type":"x","k":1}"#,
             r#"{"type":"x","content":"a"}"#,
@@ -368,7 +397,7 @@ mod tests {
         let contents: Vec<_> =
             parts.map(|part| format!("[{part}]")).into_iter().chain(pairs).chain(["[]".to_owned()]).collect();
         let mut messages = Vec::new();
-        for role in ["", r#""role":"a","#, r#""role":"aa","#] {
+        for role in ["", r#""role":"a","#, r#""role":"aa","#, r#""role":",","#] {
             for content in &contents {
                 for others in ["", r#","k":1"#, r#","k":1,"type":"x""#] {
                     messages.push(format!(r#"{{{role}"content":{content}{others}}}"#).into_bytes());
@@ -380,7 +409,7 @@ mod tests {
             br#"{"content":[],"k":1,"j":2}"#.to_vec(),
             b"{\"content\":[],\"k\":1\xffkj\xffv2}".to_vec(),
         ]);
-        let short = messages.iter().filter(|message| message.len() < 50);
+        let short = messages.iter().filter(|message| message.len() < 40);
         let two = short.clone().flat_map(|a| short.clone().map(move |b| [a.as_slice(), b",", b].concat()));
         messages.iter().cloned().chain(two).collect()
     }
@@ -431,6 +460,36 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_the_same_read_as_one_or_not() {
+        let usual = [
+            ("system", "be brief", ""),
+            ("user", r#"say \"hi\"\n"#, ""),
+            ("assistant", "hi", r#","name":"n""#),
+            ("tool", "", ""),
+            ("user", r"\u0041\/b", ""),
+            ("assistant", "you're\u{ff}", ""),
+            ("developer", "go on", ""),
+            ("user", "on", ""),
+        ];
+        let list = |colon: &str, comma: &str| {
+            let message = |(role, text, rest): &(&str, &str, &str)| {
+                format!(r#"{{"role"{colon}"{role}"{comma}"content"{colon}"{text}"{rest}}}"#)
+            };
+            format!("[{}]", usual.iter().map(message).collect::<Vec<_>>().join(comma))
+        };
+        let compact = items(list(":", ","));
+        assert_eq!(items(list(": ", ", ")), compact);
+        assert_eq!(items(list(" :", " ,")), compact);
+        assert_eq!(items(list(":", ",").replace("},", "},\n ")), compact);
+        assert_eq!(items(list(":", ",").replace(",{", ", {")), compact);
+        // Those without anything else are as long as they are written.
+        let [short, long] =
+            [1, 4].map(|count| list(":", ",").split_inclusive('}').take(count).collect::<String>() + "]");
+        let long = long.replace(r#","name":"n""#, "");
+        assert_eq!(items(&long).len() - items(&short).len(), long.len() - short.len());
+    }
+
+    #[test]
     fn an_image_is_its_hash_however_large_it_is() {
         let image = |url: &str| {
             let part = json!({ "type": "image_url", "image_url": { "url": url } });
@@ -440,7 +499,7 @@ mod tests {
         assert!((4096..4200).contains(&small.len()), "{}", small.len());
         assert_eq!(small.len(), large.len());
         let shared = small.iter().zip(&*large).take_while(|(a, b)| a == b).count();
-        assert!((1..20).contains(&shared), "all that is before it, and nothing from there on");
+        assert!((1..40).contains(&shared), "all that is before it, and nothing from there on");
         assert_eq!(small, image("a"));
         let within = json!({ "type": "tool_result", "content": [{ "type": "image", "source": { "data": "a".repeat(10_000) } }] });
         assert!(chat(&json!([{ "role": "user", "content": [within] }])).len() < 4300);

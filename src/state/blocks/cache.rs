@@ -5,7 +5,7 @@
 //! is always younger than those that extend it: what goes first is the end of something, and eviction makes no holes.
 
 use super::BlockKey;
-use super::index::Index;
+use super::index::{Index, Writer};
 use super::lru::{Lru, Node, Slot};
 
 /// Spent tokens are gathered until they are so many, so that they never have more nodes than `capacity` divided by it.
@@ -66,13 +66,14 @@ impl Cache {
     /// A block that is older than the try is the one that it touched, as what went and came back is younger.
     pub(super) fn withdraw(&mut self, keys: &[BlockKey], of: Try, index: &Index) -> usize {
         let before = self.lru.blocks();
+        let mut held = index.writer(self.backend);
         for key in &keys[..of.blocks] {
             let Some(slot) = self.lru.find(*key) else { continue };
             let node = &mut self.lru[slot];
             let is_expected =
                 node.tries != Tries::CONFIRMED && of.number.wrapping_sub(node.born) <= u32::MAX / 2;
             match node.tries {
-                Tries::ONE if is_expected => self.remove(slot, index),
+                Tries::ONE if is_expected => self.remove(slot, &mut held),
                 Tries(tries) if is_expected => node.tries = Tries(tries - 1),
                 _ => {}
             }
@@ -84,12 +85,13 @@ impl Cache {
     /// as well. Returns how many.
     pub(super) fn truncate(&mut self, beyond: &[BlockKey], index: &Index) -> usize {
         let before = self.lru.blocks();
+        let mut held = index.writer(self.backend);
         for key in beyond.iter().rev() {
             let Some(slot) = self.lru.find(*key) else { continue };
             if self.lru[slot].tries != Tries::CONFIRMED {
                 break;
             }
-            self.remove(slot, index);
+            self.remove(slot, &mut held);
         }
         before - self.lru.blocks()
     }
@@ -109,18 +111,19 @@ impl Cache {
             self.gathered -= usize::from(tokens);
             self.lru.insert(Node::new(BlockKey(0), tokens, Tries::SPENT, 0));
         }
-        self.evict(index)
+        self.evict(&mut index.writer(self.backend))
     }
 
     /// Returns how many blocks had to go.
     pub(super) fn set_capacity(&mut self, tokens: usize, index: &Index) -> usize {
         self.capacity = tokens;
-        self.evict(index)
+        self.evict(&mut index.writer(self.backend))
     }
 
     pub(super) fn clear(&mut self, index: &Index) {
+        let mut held = index.writer(self.backend);
         for node in self.lru.iter().filter(|node| node.tries != Tries::SPENT) {
-            index.remove(node.key, self.backend);
+            held.remove(node.key);
         }
         self.lru = Lru::new();
         (self.tokens, self.gathered) = (0, 0);
@@ -139,13 +142,14 @@ impl Cache {
         let blocks = keys.len().min(self.capacity / usize::from(tokens));
         // What a prompt touched before is in the list one after the other, and so is neither looked for nor moved one by one.
         let mut run = None::<(Slot, Slot)>;
+        let mut held = index.writer(self.backend);
         for key in keys[..blocks].iter().rev() {
             let next = run.map_or(Slot::NONE, |(_, youngest)| self.lru.younger(youngest));
             let known = if self.lru.is_at(*key, next) {
                 run = run.map(|(oldest, _)| (oldest, next));
                 Some(next)
             } else {
-                let known = if index.insert(*key, self.backend) { None } else { self.lru.find(*key) };
+                let known = if held.insert(*key) { None } else { self.lru.find(*key) };
                 self.touch(run);
                 run = known.map(|slot| (slot, slot));
                 known
@@ -162,7 +166,7 @@ impl Cache {
             }
         }
         self.touch(run);
-        (blocks, self.evict(index))
+        (blocks, self.evict(&mut held))
     }
 
     /// Makes those from the oldest to the youngest of a run the youngest of all.
@@ -173,7 +177,7 @@ impl Cache {
     }
 
     /// Lets the oldest go until there is room. Returns how many blocks went.
-    fn evict(&mut self, index: &Index) -> usize {
+    fn evict(&mut self, held: &mut Writer<'_>) -> usize {
         let before = self.lru.blocks();
         while let Some(over) = self.tokens.checked_sub(self.capacity).filter(|over| *over > 0) {
             let Some(slot) = self.lru.oldest() else {
@@ -187,17 +191,17 @@ impl Cache {
                     node.tokens -= part;
                     self.tokens -= over;
                 }
-                _ => self.remove(slot, index),
+                _ => self.remove(slot, held),
             }
         }
         before - self.lru.blocks()
     }
 
-    fn remove(&mut self, slot: Slot, index: &Index) {
+    fn remove(&mut self, slot: Slot, held: &mut Writer<'_>) {
         let node = self.lru.remove(slot);
         self.tokens -= usize::from(node.tokens);
         if node.tries != Tries::SPENT {
-            index.remove(node.key, self.backend);
+            held.remove(node.key);
         }
     }
 

@@ -29,12 +29,35 @@ pub struct BlockKey(pub u64);
 
 impl BlockKey {
     const SHARDS: usize = 256;
+    /// Blocks of a prompt, one after the other, that belong to one shard.
+    const GROUP: usize = 16;
+    /// Where in a key its shard stands: bits that hash tables do not use.
+    const SHARD_SHIFT: u32 = 32;
 
-    /// Which of so many shards it belongs to, by bits that hash tables do not use. The last ones are larger than the first
-    /// ones, so that they do not all grow at the same time.
+    /// Keys made of the hashes of a prompt's blocks, from the first.
+    ///
+    /// Those of a group belong to the shard of its first one, so that one lock is taken for all of them. (Of two blocks in
+    /// groups that begin alike, 56 bits are left to tell them apart.)
+    pub fn of_prompt(hashes: impl Iterator<Item = u64>) -> Arc<[Self]> {
+        let mut shard = 0;
+        let key = |(block, hash): (usize, u64)| {
+            if block % Self::GROUP == 0 {
+                shard = Self::shard_of(hash);
+            }
+            let mask = (Self::SHARDS as u64 - 1) << Self::SHARD_SHIFT;
+            Self(hash & !mask | shard << Self::SHARD_SHIFT)
+        };
+        hashes.enumerate().map(key).collect()
+    }
+
+    /// The last shards are larger than the first ones, so that they do not all grow at the same time.
+    fn shard_of(hash: u64) -> u64 {
+        let [.., one, other, _, _] = hash.to_le_bytes();
+        u64::from(one.max(other))
+    }
+
     fn shard(self) -> usize {
-        let [.., fifth, sixth, _, _] = self.0.to_le_bytes();
-        usize::from(fifth.max(sixth))
+        (self.0 >> Self::SHARD_SHIFT) as usize % Self::SHARDS
     }
 }
 

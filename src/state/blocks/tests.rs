@@ -12,9 +12,9 @@ pub(super) fn chain(symbols: impl IntoIterator<Item = u64>) -> Arc<[BlockKey]> {
         key = (key ^ (symbol + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         key ^= key >> 29;
         key = key.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        BlockKey(key)
+        key
     };
-    symbols.into_iter().map(&mut next).collect()
+    BlockKey::of_prompt(symbols.into_iter().map(&mut next))
 }
 
 /// The prompt with this name, of so many blocks.
@@ -217,8 +217,8 @@ fn each_backend_of_a_fleet_of_any_size_is_told_apart() {
 
 #[test]
 fn a_cache_in_use_takes_no_more_memory_as_time_goes_by() {
-    let blocks = one(20_000);
-    for name in 0..1000 {
+    let blocks = one(200_000);
+    for name in 0..6000 {
         blocks.expect(0, &prompt(name, 100), 1).confirm();
     }
     let per_block = blocks.bytes() / blocks.blocks(0);
