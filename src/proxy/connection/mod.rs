@@ -84,7 +84,11 @@ impl Address {
 
 /// A connection under the limits of its phase. Clones are the same connection, which ends with the last of them.
 #[derive(Clone)]
-pub struct Connection(Arc<Mutex<Wire>>);
+pub struct Connection {
+    wire: Arc<Mutex<Wire>>,
+    /// Whether it takes several pieces in one write.
+    is_vectored: bool,
+}
 
 impl Connection {
     /// Takes over `inner`, of which nothing has been read.
@@ -93,7 +97,8 @@ impl Connection {
         let is_h2 = matches!(inner.selected_alpn_proto(), Some(ALPN::H2));
         let digest = inner.get_socket_digest();
         let client = digest.as_ref().and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip().into()));
-        Self(Arc::new(Mutex::new(Wire::new(inner, client, limits, is_h2))))
+        let is_vectored = inner.is_write_vectored();
+        Self { wire: Arc::new(Mutex::new(Wire::new(inner, client, limits, is_h2))), is_vectored }
     }
 
     /// The connection under `session`, where it is one of HTTP/1.
@@ -105,39 +110,39 @@ impl Connection {
     /// Who is at its other end, where that has an address.
     #[must_use]
     pub fn client(&self) -> Option<Address> {
-        self.0.lock().client.clone()
+        self.wire.lock().client.clone()
     }
 
     /// Waits for the next request, in little memory; false = there is none.
     pub async fn request_begins(&self) -> bool {
-        poll_fn(|cx| self.0.lock().poll_begin(cx)).await
+        poll_fn(|cx| self.wire.lock().poll_begin(cx)).await
     }
 
     /// Waits for the first request; whether it begins as HTTP/2 does.
     pub async fn begins_as_h2(&self) -> bool {
-        poll_fn(|cx| self.0.lock().poll_preface(cx)).await && self.0.lock().begins_as_h2()
+        poll_fn(|cx| self.wire.lock().poll_preface(cx)).await && self.wire.lock().begins_as_h2()
     }
 
     /// The spine takes over a request: until it ends nothing is limited here.
     pub fn begin_request(&self) {
-        self.0.lock().begin_request();
+        self.wire.lock().begin_request();
     }
 
     /// The request is over. If its body was not read, the connection is too.
     pub fn end_request(&self) {
-        self.0.lock().end_request();
+        self.wire.lock().end_request();
     }
 
     /// The length of the body of this request; `None` where only Pingora knows where it ends.
     #[must_use]
     pub fn body_bytes(&self) -> Option<usize> {
-        self.0.lock().body_left()
+        self.wire.lock().body_left()
     }
 
     /// The body, if all of it is here; nothing is copied.
     #[must_use]
     pub fn take_body(&self) -> Option<Bytes> {
-        self.0.lock().take_body()
+        self.wire.lock().take_body()
     }
 
     /// Waits for more of the body, which is added to `body` as far as it has room; 0 = that was all.
@@ -145,20 +150,20 @@ impl Connection {
     /// # Errors
     /// When the client leaves before its end.
     pub async fn read_body(&self, body: &mut BytesMut) -> io::Result<usize> {
-        poll_fn(|cx| self.0.lock().poll_body(cx, body)).await
+        poll_fn(|cx| self.wire.lock().poll_body(cx, body)).await
     }
 
     /// Whether Pingora may have read some of the next request, since it alone knows where this one ends.
     #[must_use]
     pub fn is_loose(&self) -> bool {
-        self.0.lock().is_loose()
+        self.wire.lock().is_loose()
     }
 }
 
 impl AsyncRead for Connection {
     /// Heads and what is left to Pingora; an empty read, which means the end, when a limit was reached.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.lock().poll_read(cx, buf)
+        self.wire.lock().poll_read(cx, buf)
     }
 }
 
@@ -166,8 +171,8 @@ impl AsyncRead for Connection {
 impl Peek for Connection {
     /// Reads only as long as the bytes are those of HTTP/2's preface, so that the shortest request is not held up.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        poll_fn(|cx| self.0.lock().poll_preface(cx)).await;
-        self.0.lock().peek(buf);
+        poll_fn(|cx| self.wire.lock().poll_preface(cx)).await;
+        self.wire.lock().peek(buf);
         Ok(true)
     }
 }
@@ -176,15 +181,15 @@ impl Peek for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.lock().poll_write(cx, buf)
+        self.wire.lock().poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().inner).poll_flush(cx)
+        Pin::new(&mut self.wire.lock().inner).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().inner).poll_shutdown(cx)
+        Pin::new(&mut self.wire.lock().inner).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -192,11 +197,11 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.lock().inner).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.wire.lock().inner).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.lock().inner.is_write_vectored()
+        self.is_vectored
     }
 }
 
@@ -204,49 +209,49 @@ impl AsyncWrite for Connection {
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
         // A client that is gone already does not hear of the end.
-        let _ended = poll_fn(|cx| Pin::new(&mut self.0.lock().inner).poll_shutdown(cx)).await;
+        let _ended = poll_fn(|cx| Pin::new(&mut self.wire.lock().inner).poll_shutdown(cx)).await;
     }
 }
 
 impl UniqueID for Connection {
     fn id(&self) -> UniqueIDType {
-        self.0.lock().inner.id()
+        self.wire.lock().inner.id()
     }
 }
 
 impl Ssl for Connection {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.0.lock().inner.get_ssl_digest()
+        self.wire.lock().inner.get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.0.lock().inner.selected_alpn_proto()
+        self.wire.lock().inner.selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for Connection {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.0.lock().inner.get_timing_digest()
+        self.wire.lock().inner.get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.0.lock().inner.get_read_pending_time()
+        self.wire.lock().inner.get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.0.lock().inner.get_write_pending_time()
+        self.wire.lock().inner.get_write_pending_time()
     }
 }
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.0.lock().inner.get_proxy_digest()
+        self.wire.lock().inner.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Connection {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.0.lock().inner.get_socket_digest()
+        self.wire.lock().inner.get_socket_digest()
     }
 }
 

@@ -15,7 +15,7 @@ const BLOCK_BYTES: usize = 64;
 pub(super) fn length(text: &[u8]) -> Option<usize> {
     find(text, |block, escapes| {
         let [quotes, backslashes] = masks(block, |bytes| [is(bytes, QUOTE), is(bytes, ESCAPE)]);
-        quotes & !escapes.escaped(backslashes)
+        (quotes & !escapes.escaped(backslashes), 0)
     })
 }
 
@@ -24,37 +24,37 @@ pub(super) fn length(text: &[u8]) -> Option<usize> {
 /// An escape is, unless what follows its backslash is an odd byte: of those that JSON has, that of `\u` and `\/`. (There are a
 /// few control characters that can only be written by `\u`: that is for the caller.)
 pub(super) fn canonical_length(text: &[u8]) -> Option<usize> {
-    let mut after_escape = false;
-    let length = find(text, |block, escapes| {
+    find(text, |block, escapes| {
         let [ends, odd, backslashes] = masks(block, |bytes| {
             let odd = is(bytes & u8x32::splat(1), 1);
             [is(bytes, QUOTE) | is(bytes, STRAY), odd, is(bytes, ESCAPE)]
         });
         let escaped = escapes.escaped(backslashes);
-        let others = odd & escaped;
-        let stops = ends & !escaped | others;
-        after_escape = others & lowest(stops) != 0;
-        stops
-    })?;
-    Some(length - usize::from(after_escape))
+        (ends & !escaped, odd & escaped)
+    })
 }
 
-/// The place of the first bit that `stops` yields for any block of `text`; the last block is filled up with zeros.
+/// The place of the first bit that `stops` yields for any block of `text`: one of those that stand for their bytes, or one of
+/// those that stand for the bytes before. The last block is filled up with zeros.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "called once for each of two closures, which are the loop")]
-fn find(text: &[u8], mut stops: impl FnMut(&[u8; BLOCK_BYTES], &mut Escapes) -> u64) -> Option<usize> {
+fn find(text: &[u8], mut stops: impl FnMut(&[u8; BLOCK_BYTES], &mut Escapes) -> (u64, u64)) -> Option<usize> {
     let mut escapes = Escapes::default();
     let (blocks, rest) = text.as_chunks();
-    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK_BYTES)) {
-        let stops = stops(block, &mut escapes);
-        if stops != 0 {
-            return Some(at + stops.trailing_zeros() as usize);
+    let place = |number: usize, (at, behind): (u64, u64)| {
+        let first = (at | behind).trailing_zeros();
+        number * BLOCK_BYTES + first as usize - usize::from(behind >> first & 1 == 1)
+    };
+    for (number, block) in blocks.iter().enumerate() {
+        let (at, behind) = stops(block, &mut escapes);
+        if at | behind != 0 {
+            return Some(place(number, (at, behind)));
         }
     }
     let mut last = [0; BLOCK_BYTES];
     last.get_mut(..rest.len())?.copy_from_slice(rest);
-    let stops = stops(&last, &mut escapes);
-    (stops != 0).then(|| text.len() - rest.len() + stops.trailing_zeros() as usize)
+    let (at, behind) = stops(&last, &mut escapes);
+    (at | behind != 0).then(|| place(blocks.len(), (at, behind)))
 }
 
 /// Which bytes are escaped, from block to block.
@@ -95,10 +95,6 @@ fn masks<const COUNT: usize>(
 #[inline]
 fn is(bytes: u8x32, byte: u8) -> u8x32 {
     bytes.simd_eq(u8x32::splat(byte))
-}
-
-fn lowest(bits: u64) -> u64 {
-    bits & bits.wrapping_neg()
 }
 
 #[cfg(test)]

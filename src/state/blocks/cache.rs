@@ -5,7 +5,7 @@
 //! is always younger than those that extend it: what goes first is the end of something, and eviction makes no holes.
 
 use super::BlockKey;
-use super::index::{Index, Writer};
+use super::index::{Found, Index, Writer};
 use super::lru::{Lru, Node, Slot};
 
 /// Spent tokens are gathered until they are so many, so that they never have more nodes than `capacity` divided by it.
@@ -68,7 +68,7 @@ impl Cache {
         let before = self.lru.blocks();
         let mut held = index.writer(self.backend);
         for key in &keys[..of.blocks] {
-            let Some(slot) = self.lru.find(*key) else { continue };
+            let Some(slot) = self.slot(held.find(*key), *key) else { continue };
             let node = &mut self.lru[slot];
             let is_expected =
                 node.tries != Tries::CONFIRMED && of.number.wrapping_sub(node.born) <= u32::MAX / 2;
@@ -87,7 +87,7 @@ impl Cache {
         let before = self.lru.blocks();
         let mut held = index.writer(self.backend);
         for key in beyond.iter().rev() {
-            let Some(slot) = self.lru.find(*key) else { continue };
+            let Some(slot) = self.slot(held.find(*key), *key) else { continue };
             if self.lru[slot].tries != Tries::CONFIRMED {
                 break;
             }
@@ -97,8 +97,18 @@ impl Cache {
     }
 
     /// Whether a block is there only because a try in flight is about to bring it.
-    pub(super) fn is_expected(&self, key: BlockKey) -> bool {
-        self.lru.find(key).is_some_and(|slot| self.lru[slot].tries != Tries::CONFIRMED)
+    pub(super) fn is_expected(&self, key: BlockKey, index: &Index) -> bool {
+        let slot = self.slot(index.writer(self.backend).find(key), key);
+        slot.is_some_and(|slot| self.lru[slot].tries != Tries::CONFIRMED)
+    }
+
+    /// Where a block is in the list, given what the index says.
+    fn slot(&self, found: Found, key: BlockKey) -> Option<Slot> {
+        match found {
+            Found::Nothing => None,
+            Found::At(slot) => Some(slot),
+            Found::Listed => self.lru.find(key),
+        }
     }
 
     /// Takes room for tokens that are never found again. Returns how many blocks had to go.
@@ -143,14 +153,18 @@ impl Cache {
         // What a prompt touched before is in the list one after the other, and so is neither looked for nor moved one by one.
         let mut run = None::<(Slot, Slot)>;
         let mut held = index.writer(self.backend);
+        let tries = by.map_or(Tries::CONFIRMED, |_| Tries::ONE);
         for key in keys[..blocks].iter().rev() {
             let next = run.map_or(Slot::NONE, |(_, youngest)| self.lru.younger(youngest));
             let known = if self.lru.is_at(*key, next) {
                 run = run.map(|(oldest, _)| (oldest, next));
                 Some(next)
             } else {
-                let known = if held.insert(*key) { None } else { self.lru.find(*key) };
                 self.touch(run);
+                let add = || self.lru.insert(Node::new(*key, tokens, tries, by.unwrap_or_default()));
+                let (found, listed) = held.hold(*key, add);
+                listed.inspect(|slot| self.lru.list(*slot));
+                let known = self.slot(found, *key);
                 run = known.map(|slot| (slot, slot));
                 known
             };
@@ -160,9 +174,6 @@ impl Cache {
                 self.tokens -= usize::from(node.tokens);
                 node.tokens = tokens;
                 node.tries = by.map_or(Tries::CONFIRMED, |_| Tries(node.tries.0.saturating_add(1)));
-            } else {
-                let tries = by.map_or(Tries::CONFIRMED, |_| Tries::ONE);
-                self.lru.insert(Node::new(*key, tokens, tries, by.unwrap_or_default()));
             }
         }
         self.touch(run);
@@ -198,11 +209,12 @@ impl Cache {
     }
 
     fn remove(&mut self, slot: Slot, held: &mut Writer<'_>) {
-        let node = self.lru.remove(slot);
+        let node = self.lru[slot];
         self.tokens -= usize::from(node.tokens);
-        if node.tries != Tries::SPENT {
-            held.remove(node.key);
+        if node.tries != Tries::SPENT && matches!(held.remove(node.key), Found::Listed) {
+            self.lru.unlist(slot);
         }
+        self.lru.remove(slot);
     }
 
     pub(super) fn blocks(&self) -> usize {

@@ -4,6 +4,7 @@
 //! read it. Bounded by what the caches hold: a block that nobody holds is not kept. It knows no order and no tokens.
 
 use super::BlockKey;
+use super::lru::Slot;
 use super::table::make_room;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -27,10 +28,42 @@ struct Plane {
 
 /// A block and, bit by bit, who holds it; at least one backend does.
 #[derive(Clone, Copy, Debug)]
-#[repr(Rust, packed(4))]
 struct Holders {
     key: BlockKey,
     backends: u32,
+    place: Place,
+}
+
+/// Where a block is in the list of one of its holders, mostly the only one: so that list needs no table of its own for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Place(u32);
+
+impl Place {
+    const NONE: Self = Self(u32::MAX);
+    /// Behind them, the holder's bit.
+    const SLOT_BITS: u32 = u32::BITS - PLANE.ilog2();
+
+    /// `None` where the slot is beyond what there is room for.
+    fn new(bit: u32, Slot(slot): Slot) -> Option<Self> {
+        let place = Self(bit.trailing_zeros() << Self::SLOT_BITS | slot);
+        (slot >> Self::SLOT_BITS == 0 && place != Self::NONE).then_some(place)
+    }
+
+    fn of(self, bit: u32) -> Option<Slot> {
+        let is_of = self != Self::NONE && self.0 >> Self::SLOT_BITS == bit.trailing_zeros();
+        is_of.then_some(Slot(self.0 & (1 << Self::SLOT_BITS) - 1))
+    }
+}
+
+/// What the index says to a backend of a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Found {
+    /// The backend does not hold it.
+    Nothing,
+    /// It does, and this is where in its list.
+    At(Slot),
+    /// It does, and its list knows where.
+    Listed,
 }
 
 impl Index {
@@ -81,32 +114,59 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The backend holds the block from now on. Returns whether it did not before.
-    pub(super) fn insert(&mut self, key: BlockKey) -> bool {
+    /// The backend holds the block from now on. Where it did not before, `add` puts it into the list, which is to know by itself
+    /// where if that is told as well. Returns what was found.
+    pub(super) fn hold(&mut self, key: BlockKey, add: impl FnOnce() -> Slot) -> (Found, Option<Slot>) {
         let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
         make_room(table, Holders::hash);
         match table.entry(key.0, |holders| holders.is_of(key), Holders::hash) {
             Entry::Occupied(mut entry) => {
-                let before = entry.get().backends;
-                entry.get_mut().backends |= self.bit;
-                before & self.bit == 0
+                let holders = entry.get_mut();
+                let found = holders.found(self.bit);
+                if !matches!(found, Found::Nothing) {
+                    return (found, None);
+                }
+                let slot = add();
+                holders.backends |= self.bit;
+                match Place::new(self.bit, slot) {
+                    Some(place) if holders.place == Place::NONE => holders.place = place,
+                    _ => return (found, Some(slot)),
+                }
             }
             Entry::Vacant(entry) => {
-                entry.insert(Holders { key, backends: self.bit });
-                true
+                let slot = add();
+                let place = Place::new(self.bit, slot);
+                entry.insert(Holders { key, backends: self.bit, place: place.unwrap_or(Place::NONE) });
+                if place.is_none() {
+                    return (Found::Nothing, Some(slot));
+                }
             }
         }
+        (Found::Nothing, None)
     }
 
-    /// The backend holds the block no longer.
-    pub(super) fn remove(&mut self, key: BlockKey) {
+    /// Whether the backend holds the block.
+    pub(super) fn find(&mut self, key: BlockKey) -> Found {
         let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
-        if let Ok(mut entry) = table.find_entry(key.0, |holders| holders.is_of(key)) {
-            entry.get_mut().backends &= !self.bit;
-            if entry.get().backends == 0 {
-                entry.remove();
-            }
+        let holders = table.find(key.0, |holders| holders.is_of(key));
+        holders.map_or(Found::Nothing, |holders| holders.found(self.bit))
+    }
+
+    /// The backend holds the block no longer. Returns what was found.
+    pub(super) fn remove(&mut self, key: BlockKey) -> Found {
+        let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
+        let Ok(mut entry) = table.find_entry(key.0, |holders| holders.is_of(key)) else {
+            return Found::Nothing;
+        };
+        let holders = entry.get_mut();
+        let found = holders.found(self.bit);
+        holders.backends &= !self.bit;
+        if holders.backends == 0 {
+            entry.remove();
+        } else if matches!(found, Found::At(_)) {
+            holders.place = Place::NONE;
         }
+        found
     }
 }
 
@@ -146,6 +206,14 @@ impl Holders {
     fn is_of(&self, key: BlockKey) -> bool {
         self.hash() == key.0
     }
+
+    fn found(&self, bit: u32) -> Found {
+        match self.place.of(bit) {
+            Some(slot) => Found::At(slot),
+            None if self.backends & bit != 0 => Found::Listed,
+            None => Found::Nothing,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -155,7 +223,7 @@ impl Index {
         let mut entries = Vec::new();
         for (first, plane) in self.planes.iter().enumerate() {
             for shard in &*plane.shards {
-                for Holders { key, backends } in shard.read().iter().copied() {
+                for Holders { key, backends, .. } in shard.read().iter().copied() {
                     assert_ne!(backends, 0, "a block that nobody holds");
                     let holders = (0..PLANE).filter(|backend| backends & 1 << backend != 0);
                     entries.extend(holders.map(|backend| (first * PLANE + backend, key.0)));

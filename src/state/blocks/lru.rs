@@ -1,4 +1,4 @@
-//! A list of what was used, from the youngest to the oldest, in one slab; blocks are found by their keys.
+//! A list of what was used, from the youngest to the oldest, in one slab. Where a block is in it the index knows, or a table here.
 //!
 //! Called by `cache.rs` alone, which bounds it. It never gives memory back, but is dropped as a whole. It knows the order and
 //! nothing of what it means.
@@ -27,6 +27,7 @@ pub(super) struct Node {
 }
 
 impl Node {
+    #[inline]
     pub(super) fn new(key: BlockKey, tokens: u16, tries: Tries, born: u32) -> Self {
         Self { key, younger: Slot::NONE, older: Slot::NONE, born, tokens, tries }
     }
@@ -38,7 +39,7 @@ impl Node {
 
 /// Where a node is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Slot(u32);
+pub(super) struct Slot(pub(super) u32);
 
 impl Slot {
     pub(super) const NONE: Self = Self(u32::MAX);
@@ -51,7 +52,9 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct Lru {
     nodes: Slab,
-    blocks: [HashTable<Slot>; SHARDS],
+    blocks: usize,
+    /// The blocks that the index has no room for, mostly because they are in another backend's list as well.
+    listed: [HashTable<Slot>; SHARDS],
     youngest: Slot,
     oldest: Slot,
     /// The free slots, each naming the next one as the older.
@@ -62,16 +65,17 @@ impl Lru {
     pub(super) fn new() -> Self {
         Self {
             nodes: Slab::default(),
-            blocks: Default::default(),
+            blocks: 0,
+            listed: Default::default(),
             youngest: Slot::NONE,
             oldest: Slot::NONE,
             free: Slot::NONE,
         }
     }
 
-    /// The slot of a block.
+    /// The slot of a block that is listed here.
     pub(super) fn find(&self, key: BlockKey) -> Option<Slot> {
-        self.blocks[shard(key)].find(key.0, |slot| self.nodes[*slot].key == key).copied()
+        self.listed[shard(key)].find(key.0, |slot| self.nodes[*slot].key == key).copied()
     }
 
     /// Whether it is this block that is in a slot.
@@ -84,22 +88,39 @@ impl Lru {
         self.oldest.some()
     }
 
-    /// Adds a node as the youngest. If it is a block, it must not be there yet.
-    pub(super) fn insert(&mut self, node: Node) {
+    /// Adds a node as the youngest. Returns where.
+    #[inline]
+    pub(super) fn insert(&mut self, node: Node) -> Slot {
         let slot = if let Some(slot) = self.free.some() {
             self.free = self.nodes[slot].older;
-            self.nodes[slot] = node;
             slot
         } else {
-            self.nodes.push(node)
+            self.nodes.push()
         };
-        self.link(slot);
-        if node.is_block() {
-            let Self { nodes, blocks, .. } = self;
-            let table = &mut blocks[shard(node.key)];
-            let hash = |slot: &Slot| nodes[*slot].key.0;
-            make_room(table, hash);
-            table.insert_unique(node.key.0, slot, hash);
+        let older = std::mem::replace(&mut self.youngest, slot);
+        self.nodes[slot] = Node { older, ..node };
+        match older.some() {
+            Some(older) => self.nodes[older].younger = slot,
+            None => self.oldest = slot,
+        }
+        self.blocks += usize::from(node.is_block());
+        slot
+    }
+
+    /// A block is to be found here by its key.
+    pub(super) fn list(&mut self, slot: Slot) {
+        let Self { nodes, listed, .. } = self;
+        let table = &mut listed[shard(nodes[slot].key)];
+        let hash = |slot: &Slot| nodes[*slot].key.0;
+        make_room(table, hash);
+        table.insert_unique(hash(&slot), slot, hash);
+    }
+
+    /// It is to be found here no longer.
+    pub(super) fn unlist(&mut self, slot: Slot) {
+        let key = self.nodes[slot].key;
+        if let Ok(entry) = self.listed[shard(key)].find_entry(key.0, |other| *other == slot) {
+            entry.remove();
         }
     }
 
@@ -124,27 +145,10 @@ impl Lru {
     }
 
     /// Removes a node. Its slot is free then.
-    pub(super) fn remove(&mut self, slot: Slot) -> Node {
-        let node = self.nodes[slot];
-        if node.is_block() {
-            let table = &mut self.blocks[shard(node.key)];
-            if let Ok(entry) = table.find_entry(node.key.0, |other| *other == slot) {
-                entry.remove();
-            }
-        }
+    pub(super) fn remove(&mut self, slot: Slot) {
+        self.blocks -= usize::from(self.nodes[slot].is_block());
         self.unlink(slot);
         self.nodes[slot].older = std::mem::replace(&mut self.free, slot);
-        node
-    }
-
-    fn link(&mut self, slot: Slot) {
-        let older = std::mem::replace(&mut self.youngest, slot);
-        self.nodes[slot].younger = Slot::NONE;
-        self.nodes[slot].older = older;
-        match older.some() {
-            Some(older) => self.nodes[older].younger = slot,
-            None => self.oldest = slot,
-        }
     }
 
     fn unlink(&mut self, slot: Slot) {
@@ -161,7 +165,7 @@ impl Lru {
 
     /// How many blocks there are.
     pub(super) fn blocks(&self) -> usize {
-        self.blocks.iter().map(HashTable::len).sum()
+        self.blocks
     }
 
     /// All nodes, from the oldest to the youngest.
@@ -172,7 +176,7 @@ impl Lru {
 
     /// The memory of slab and tables, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.nodes.bytes() + self.blocks.iter().map(HashTable::allocation_size).sum::<usize>()
+        self.nodes.bytes() + self.listed.iter().map(HashTable::allocation_size).sum::<usize>()
     }
 }
 
@@ -203,13 +207,12 @@ struct Slab {
 }
 
 impl Slab {
-    fn push(&mut self, node: Node) -> Slot {
+    fn push(&mut self) -> Slot {
         let slot = Slot(u32::try_from(self.nodes).expect("100 GB of nodes are more than fit"));
         if self.nodes == self.chunks.len() * CHUNK {
-            self.chunks.push(Box::new([node; CHUNK]));
+            self.chunks.push(Box::new([Node::new(BlockKey(0), 0, Tries::SPENT, 0); CHUNK]));
         }
         self.nodes += 1;
-        self[slot] = node;
         slot
     }
 
@@ -244,12 +247,10 @@ impl Lru {
         let mut from_youngest = follow(self.youngest, |node| node.older);
         from_youngest.reverse();
         assert_eq!(from_oldest, from_youngest);
-        let blocks: Vec<_> = from_oldest.iter().filter(|slot| self[**slot].is_block()).collect();
-        assert!(
-            blocks.iter().all(|slot| self.find(self[**slot].key) == Some(**slot)),
-            "a block is not found"
-        );
-        assert_eq!(self.blocks(), blocks.len());
+        let blocks = from_oldest.iter().filter(|slot| self[**slot].is_block());
+        assert_eq!(self.blocks(), blocks.count());
+        let mut listed = self.listed.iter().flatten();
+        assert!(listed.all(|slot| self.find(self[*slot].key) == Some(*slot) && from_oldest.contains(slot)));
         let slots = self.nodes.nodes;
         assert_eq!(from_oldest.len() + follow(self.free, |node| node.older).len(), slots);
     }

@@ -121,7 +121,7 @@ impl Blocks {
     /// Whether `backend` holds this block only because a try in flight is about to bring it, and with it all before it.
     #[must_use]
     pub fn is_expected(&self, backend: usize, key: BlockKey) -> bool {
-        self.caches[backend].lock().is_expected(key)
+        self.caches[backend].lock().is_expected(key, &self.index)
     }
 
     /// `backend` holds nothing any more: its engine has restarted, or sleeps.
