@@ -4,12 +4,10 @@
 //! have each wait for sockets end at a time, for which the kernel sets and clears a timer of its own: more than a microsecond
 //! for each event of a stream. Pingora has a thread that looks every 10 ms what is due; an alarm rings by that, up to 20 ms late.
 
-use futures::task::AtomicWaker;
+use super::bell::Bell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -34,34 +32,16 @@ fn nap(time: Duration) -> Nap {
 pub struct Alarm {
     due: Instant,
     nap: Nap,
-    bell: Arc<Bell>,
-    /// That of the bell.
-    waker: Waker,
-    /// Whom the bell wakes.
-    waiting: Option<Waker>,
-}
-
-/// What the nap wakes: it is asked only when it has, and not with each event of whoever waits.
-struct Bell {
-    rung: AtomicBool,
-    waiting: AtomicWaker,
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
-        self.waiting.wake();
-    }
+    /// What the nap rings.
+    bell: Bell,
 }
 
 impl Alarm {
     /// To ring at `due`.
     #[must_use]
     pub fn at(due: Instant) -> Self {
-        // Rung once, so that the nap is asked for the first time.
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), waiting: AtomicWaker::new() });
         let nap = nap(due.saturating_duration_since(Instant::now()).min(NAP_MAX));
-        Self { due, nap, waker: Arc::clone(&bell).into(), bell, waiting: None }
+        Self { due, nap, bell: Bell::rung() }
     }
 
     /// When it rings.
@@ -72,24 +52,16 @@ impl Alarm {
 
     /// Ready when its time has come. To be set anew then, not asked again.
     pub fn poll_ring(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_known = self.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(cx.waker()));
-        if is_known && !self.bell.rung.load(Ordering::Acquire) {
-            return Poll::Pending;
-        }
-        loop {
-            self.bell.waiting.register(cx.waker());
-            self.waiting = Some(cx.waker().clone());
-            if !self.bell.rung.swap(false, Ordering::Acquire) {
-                return Poll::Pending;
-            }
-            if self.nap.as_mut().poll(&mut Context::from_waker(&self.waker)).is_pending() {
-                return Poll::Pending;
+        while self.bell.has_rung(cx) {
+            if self.nap.as_mut().poll(&mut self.bell.context()).is_pending() {
+                break;
             }
             if self.due <= Instant::now() {
                 return Poll::Ready(());
             }
             *self = Self::at(self.due);
         }
+        Poll::Pending
     }
 }
 

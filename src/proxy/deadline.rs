@@ -6,7 +6,7 @@
 use super::alarm::Alarm;
 use crate::config::Timeouts;
 use pingora::{BError, Error, ErrorType};
-use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -56,6 +56,8 @@ pub struct Deadlines {
     /// When the running try started or the backend sent something last.
     heard: Instant,
     answering: bool,
+    /// Whether something else is waited for since the alarm was set, which may be due earlier.
+    changed: bool,
     alarm: Alarm,
 }
 
@@ -70,6 +72,7 @@ impl Deadlines {
             ends,
             heard: started,
             answering: false,
+            changed: false,
             alarm: Alarm::at(ends.min(started + timeouts.first_byte)),
         }
     }
@@ -78,11 +81,13 @@ impl Deadlines {
     pub fn try_started(&mut self, now: Instant) {
         self.heard = now;
         self.answering = false;
+        self.changed = true;
     }
 
     /// The backend sent a part of its answer.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
+        self.changed |= !self.answering;
         self.answering = true;
     }
 
@@ -96,19 +101,21 @@ impl Deadlines {
         if due < self.ends { (due, missed) } else { (self.ends, Missed::Total) }
     }
 
-    /// Waits until a deadline is over. Safe to drop and call again.
-    pub async fn missed(&mut self) -> Missed {
-        // While nothing is due, this is asked with every chunk of an answer: it does not look at the clock for that.
-        let (due, _) = self.due();
-        if due < self.alarm.due() {
-            self.alarm = Alarm::at(due);
+    /// Ready when a deadline is over.
+    pub fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<Missed> {
+        // This is asked with every chunk of an answer: it neither reckons nor looks at the clock for that.
+        if std::mem::take(&mut self.changed) {
+            let (due, _) = self.due();
+            if due < self.alarm.due() {
+                self.alarm = Alarm::at(due);
+            }
         }
         loop {
-            poll_fn(|cx| self.alarm.poll_ring(cx)).await;
+            ready!(self.alarm.poll_ring(cx));
             let (due, missed) = self.due();
             self.alarm = Alarm::at(due);
             if due <= Instant::now() {
-                return missed;
+                return Poll::Ready(missed);
             }
         }
     }
@@ -117,6 +124,7 @@ impl Deadlines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
 
     fn timeouts() -> Timeouts {
         Timeouts {
@@ -127,14 +135,18 @@ mod tests {
         }
     }
 
+    async fn missed(deadlines: &mut Deadlines) -> Missed {
+        poll_fn(|cx| deadlines.poll_missed(cx)).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_silent_backend_misses_the_first_byte_and_a_new_try_waits_again() {
         let started = Instant::now();
         let mut deadlines = Deadlines::new(&timeouts(), started);
-        assert_eq!(deadlines.missed().await, Missed::FirstByte);
+        assert_eq!(missed(&mut deadlines).await, Missed::FirstByte);
         assert_eq!(started.elapsed(), Duration::from_secs(10));
         deadlines.try_started(Instant::now());
-        assert_eq!(deadlines.missed().await, Missed::Total);
+        assert_eq!(missed(&mut deadlines).await, Missed::Total);
         assert_eq!(started.elapsed(), Duration::from_secs(15));
     }
 
@@ -146,7 +158,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             deadlines.heard(Instant::now());
         }
-        assert_eq!(deadlines.missed().await, Missed::BetweenBytes);
+        assert_eq!(missed(&mut deadlines).await, Missed::BetweenBytes);
         assert_eq!(started.elapsed(), Duration::from_secs(7));
         assert_eq!(Missed::of(&Missed::BetweenBytes.into_error()), Some(Missed::BetweenBytes));
     }

@@ -16,6 +16,7 @@
 
 pub mod alarm;
 pub mod balancer;
+pub mod bell;
 pub mod body;
 pub mod cluster;
 pub mod connection;

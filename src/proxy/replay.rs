@@ -9,6 +9,8 @@
 //! Rests on `ServerSession::Custom`, which Pingora does not document: hence the pinned version, and the matrix of sizes
 //! and framings in `tests/it/bodies.rs`.
 
+use super::bell::Bell;
+use super::connection::Connection;
 use super::deadline::Deadlines;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,7 +22,10 @@ use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as Cu
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::{Digest, l4::socket::SocketAddr};
 use pingora::{Error, ErrorType, Result};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -37,8 +42,9 @@ fn vacant() -> ServerSession {
 /// Replaces `session` by one that answers for `body`.
 pub fn install(session: &mut ServerSession, body: Bytes, deadlines: Deadlines) -> Installed {
     let place = Arc::new(Mutex::new(None));
+    let client = Connection::of(session).map(|_| Bell::rung());
     let inner = std::mem::replace(session, vacant());
-    let replay = Replay { inner, body, deadlines, place: Arc::clone(&place) };
+    let replay = Replay { inner, body, deadlines, client, place: Arc::clone(&place) };
     *session = ServerSession::new_custom(Box::new(replay));
     Installed(place)
 }
@@ -57,6 +63,8 @@ struct Replay {
     inner: ServerSession,
     body: Bytes,
     deadlines: Deadlines,
+    /// Rung by the socket of a client of HTTP/1, which is looked at only then. (Over HTTP/2 whoever writes is woken for it.)
+    client: Option<Bell>,
     place: Arc<Mutex<Option<ServerSession>>>,
 }
 
@@ -101,11 +109,17 @@ impl CustomSession for Replay {
     }
 
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        tokio::select! {
-            biased;
-            gone = self.inner.read_body_or_idle(true) => gone,
-            missed = self.deadlines.missed() => Err(missed.into_error()),
-        }
+        poll_fn(|cx| {
+            if self.client.as_mut().is_none_or(|client| client.has_rung(cx)) {
+                let mut client = self.client.as_ref().map_or(Context::from_waker(cx.waker()), Bell::context);
+                if let Poll::Ready(gone) = pin!(self.inner.read_body_or_idle(true)).poll(&mut client) {
+                    self.client.as_ref().inspect(|client| client.ring());
+                    return Poll::Ready(gone);
+                }
+            }
+            self.deadlines.poll_missed(cx).map(|missed| Err(missed.into_error()))
+        })
+        .await
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -119,7 +133,13 @@ impl CustomSession for Replay {
             // No try can follow: the prompt is let go.
             self.body = Bytes::new();
         }
-        let end = self.inner.response_duplex_vec(tasks).await;
+        let end = match (&mut self.inner, tasks.as_slice()) {
+            // One chunk of a stream, the usual thing, without what all the other things need room for.
+            (ServerSession::H1(session), [HttpTask::Body(Some(chunk), false)]) if !chunk.is_empty() => {
+                session.write_body(chunk).await.map(|_| false).map_err(Error::into_down)
+            }
+            (inner, _) => Box::pin(inner.response_duplex_vec(tasks)).await,
+        };
         if has_begun {
             self.deadlines.heard(Instant::now());
         }

@@ -51,7 +51,7 @@ impl Place {
 
     fn of(self, bit: u32) -> Option<Slot> {
         let is_of = self != Self::NONE && self.0 >> Self::SLOT_BITS == bit.trailing_zeros();
-        is_of.then_some(Slot(self.0 & (1 << Self::SLOT_BITS) - 1))
+        is_of.then_some(Slot(self.0 & ((1 << Self::SLOT_BITS) - 1)))
     }
 }
 
