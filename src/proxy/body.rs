@@ -111,8 +111,8 @@ async fn collect_plain(
         body.grow(0, bytes.len())?;
         return Ok(Body { bytes, share: body.share });
     }
-    let room = declared.saturating_add(1);
-    body.all.reserve(room.min(*FIRST_ALLOCATION_BYTES.end()));
+    // With a byte more than is needed, see `Wire::poll_body`.
+    body.all.reserve(declared.min(*FIRST_ALLOCATION_BYTES.end()) + 1);
     loop {
         match connection.read_body(&mut body.all).await {
             Ok(0) => return Ok(body.into_body()),
@@ -123,7 +123,7 @@ async fn collect_plain(
             }
         }
         if body.all.len() == body.all.capacity() {
-            let more = room - body.all.len();
+            let more = declared - body.all.len() + 1;
             body.all.reserve(more.min(body.all.len()));
         }
     }

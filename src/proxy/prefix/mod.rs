@@ -8,6 +8,7 @@
 //! template would write there. Bounded by [`Settings::blocks_max`] keys, and nothing is copied.
 
 mod chain;
+mod fields;
 mod nh;
 mod parts;
 mod render;

@@ -8,6 +8,7 @@ use super::super::json::{self, Json};
 use super::super::key::Secret;
 use super::TOKEN_BYTES;
 use super::chain::Chain;
+use super::fields::{Fields, Kind};
 use std::borrow::Cow;
 
 /// Does not occur in a text.
@@ -16,10 +17,6 @@ const MARK: u8 = json::STRAY;
 const BLOB_BYTES: usize = 4096;
 /// Lists of parts within parts that are looked into: that of a message, and that of a tool's result in it.
 const DEPTH_MAX: usize = 2;
-/// Fields of an object that are told apart; one with more goes in as a whole besides.
-const FIELDS_MAX: usize = 8;
-/// Says that an engine should cache what precedes it; clients move it from turn to turn, and nobody renders it.
-const CACHE_CONTROL: &[u8] = b"cache_control";
 
 /// The rendering of a prompt.
 pub(super) struct Render {
@@ -290,57 +287,6 @@ fn usual_head(message: &[u8]) -> Option<(&'static [u8], usize)> {
     let (role, head) = USUAL_HEADS.iter().find(|(role, _)| message.starts_with(role))?;
     let bytes = start.len() + role.len() + middle.len();
     message.get(role.len()..)?.starts_with(middle).then_some((head, bytes))
-}
-
-/// What kind of thing a part of a content is.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Kind {
-    Text,
-    Blob,
-    Other,
-}
-
-impl Kind {
-    fn of(value: &[u8]) -> Self {
-        match json::string(value).as_deref() {
-            Some("text" | "input_text" | "output_text") => Self::Text,
-            Some(
-                "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video"
-                | "video_url" | "input_video" | "file" | "file_url" | "input_file" | "document",
-            ) => Self::Blob,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// The fields of an object that say something, as far as there is room for them.
-#[derive(Default)]
-struct Fields<'a> {
-    kept: [(Cow<'a, [u8]>, &'a [u8]); FIELDS_MAX],
-    count: usize,
-    are_too_many: bool,
-}
-
-impl<'a> Fields<'a> {
-    fn push(&mut self, key: Cow<'a, [u8]>, value: &'a [u8]) {
-        if *key == *CACHE_CONTROL || value == b"null" {
-            return;
-        }
-        match self.kept.get_mut(self.count) {
-            Some(place) => *place = (key, value),
-            None => self.are_too_many = true,
-        }
-        self.count += 1;
-    }
-
-    fn all(&self) -> impl Iterator<Item = (&[u8], &'a [u8])> {
-        self.kept.iter().take(self.count).map(|(key, value)| (&**key, *value))
-    }
-
-    /// The text of a part that is one.
-    fn text(&self) -> Option<&'a [u8]> {
-        self.all().find(|(key, value)| *key == b"text" && value.starts_with(b"\"")).map(|(_, text)| text)
-    }
 }
 
 /// Whether a prompt is given as token ids, or lists of them.
