@@ -12,7 +12,7 @@ use wide::{u32x8, u64x4};
 /// So much text is boiled down at most at a time.
 pub(super) const STRETCH_BYTES: usize = 1024;
 /// What it is boiled down to.
-pub(super) const SUMS_BYTES: usize = 2 * VECTOR_BYTES;
+pub(super) const SUMS_BYTES: usize = 4 * size_of::<u64>();
 const VECTOR_BYTES: usize = 32;
 const VECTORS: usize = STRETCH_BYTES / VECTOR_BYTES;
 
@@ -54,7 +54,10 @@ impl Key {
         for (vector, (key, shifted)) in vectors.iter().chain(rest).zip(keys) {
             add(vector, [key, shifted]);
         }
-        bytemuck::cast(sums)
+        bytemuck::cast(sums.map(|sum| {
+            let [a, b, c, d] = sum.to_array();
+            [a.wrapping_add(c), b.wrapping_add(d)]
+        }))
     }
 }
 
@@ -71,12 +74,12 @@ mod tests {
             let mut padded = text.clone();
             padded.resize(text.len().next_multiple_of(VECTOR_BYTES), 0);
             let words: Vec<u32> = padded.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-            let mut expected = [0_u64; 8];
+            let mut expected = [0_u64; 4];
             for (n, pair) in words.chunks(2).enumerate() {
                 for shift in 0..2 {
                     let key = |word: usize| keys[2 * n + word + shift * 8];
                     let [low, high] = [0, 1].map(|word| u64::from(pair[word].wrapping_add(key(word))));
-                    let sum = &mut expected[shift * 4 + n % 4];
+                    let sum = &mut expected[shift * 2 + n % 2];
                     *sum = sum.wrapping_add(low * high);
                 }
             }

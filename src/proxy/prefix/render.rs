@@ -2,7 +2,8 @@
 //!
 //! Used by `prefix` alone. A message of the usual kind is rendered as it usually stands in a body: `"},{"role":"user","content":"`
 //! and its text, in which no quote stands by itself. Otherwise a mark, which is a byte that does not occur in a text and one
-//! that says what begins, precedes each part. What is not text goes in as it stands, after its length. Nothing is kept of it but the fields of one object.
+//! that says what begins, precedes each part. What is not text goes in as it stands, after its length. Nothing is kept of it but
+//! the fields of one object.
 
 use super::super::json::{self, Json};
 use super::super::key::Secret;
@@ -15,6 +16,8 @@ use std::borrow::Cow;
 const MARK: u8 = json::STRAY;
 /// What an image, or anything else that is no text, is rendered as: about 1024 tokens.
 const BLOB_BYTES: usize = 4096;
+/// So much of several messages goes in at once, while the processor still has it near.
+const RUN_BYTES: usize = 16 * 1024;
 /// Lists of parts within parts that are looked into: that of a message, and that of a tool's result in it.
 const DEPTH_MAX: usize = 2;
 
@@ -102,7 +105,7 @@ impl Render {
         let (head, written_bytes) = usual_head(json.rest())?;
         json.advance(written_bytes);
         self.chain.append(head);
-        let start = json.position();
+        let mut start = json.position();
         while json.pass_canonical()
             && let Some(next) = json.rest().strip_prefix(MESSAGE_END)
             && let Some((head, written_bytes)) = usual_head(next)
@@ -111,6 +114,10 @@ impl Render {
             json.advance(MESSAGE_END.len());
             begins = json.position();
             json.advance(written_bytes);
+            if begins - start > RUN_BYTES {
+                self.chain.append(json.since(start));
+                start = json.position();
+            }
         }
         self.chain.append(json.since(start));
         json.canonical_rest(|piece| self.chain.append(piece));
@@ -407,12 +414,16 @@ mod tests {
 
     #[test]
     fn messages_are_the_same_read_as_one_or_not() {
+        let long = "x".repeat(RUN_BYTES / 2);
         let usual = [
             ("system", "be brief", ""),
             ("user", r#"say \"hi\"\n"#, ""),
             ("assistant", "hi", r#","name":"n""#),
             ("tool", "", ""),
             ("user", r"\u0041\/b", ""),
+            ("assistant", &long, ""),
+            ("user", &long, ""),
+            ("assistant", &long, ""),
             ("assistant", "you're\u{ff}", ""),
             ("developer", "go on", ""),
             ("user", "on", ""),
