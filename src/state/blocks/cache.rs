@@ -166,6 +166,9 @@ impl Cache {
                 listed.inspect(|slot| self.lru.list(*slot));
                 let known = self.slot(found, *key);
                 run = known.map(|slot| (slot, slot));
+                if run.is_some() {
+                    held.unlock();
+                }
                 known
             };
             self.tokens += usize::from(tokens);

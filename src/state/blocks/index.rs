@@ -114,8 +114,8 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The backend holds the block from now on. Where it did not before, `add` puts it into the list, which is to know by itself
-    /// where if that is told as well. Returns what was found.
+    /// The backend holds the block from now on. Where it did not before, `add` puts it into the list. Returns what was found, and
+    /// the new slot where the index has no room for it, so that the list is to remember it.
     pub(super) fn hold(&mut self, key: BlockKey, add: impl FnOnce() -> Slot) -> (Found, Option<Slot>) {
         let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
         make_room(table, Holders::hash);
@@ -143,6 +143,11 @@ impl Writer<'_> {
             }
         }
         (Found::Nothing, None)
+    }
+
+    /// Unlocks the shard of the last block: something follows that is none of the index's business.
+    pub(super) fn unlock(&mut self) {
+        self.shard = Locked::default();
     }
 
     /// Whether the backend holds the block.
