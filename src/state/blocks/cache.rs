@@ -5,18 +5,22 @@
 //! is always younger than those that extend it: what goes first is the end of something, and eviction makes no holes.
 
 use super::BlockKey;
-use super::index::{Found, Index, Writer};
+use super::index::{Found, Held, Index, Writer};
 use super::lru::{Lru, Node, Slot};
+
+/// The most blocks of a run: of so many, at most, the index has to be told where they are when one is split. (Prompts of tests are
+/// short.)
+const RUN_BLOCKS: usize = if cfg!(test) { 3 } else { 16 };
 
 /// Spent tokens are gathered until they are so many, so that they never have more nodes than `capacity` divided by it.
 pub(super) const SPENT_TOKENS_MIN: usize = 256;
 
 /// How many tries in flight a block owes it to that it counts as held.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Tries(u16);
 
 impl Tries {
-    /// Not a block, but tokens that are never found again.
+    /// Not of blocks, but of tokens that are never found again.
     pub(super) const SPENT: Self = Self(0);
     const ONE: Self = Self(1);
     /// Some try's first token came back, so none is needed any more. (A block that 65,535 expect is taken for one.)
@@ -45,7 +49,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(backend: usize, capacity: usize) -> Self {
-        Self { backend, lru: Lru::new(), tokens: 0, capacity, gathered: 0, latest: 0 }
+        Self { backend, lru: Lru::default(), tokens: 0, capacity, gathered: 0, latest: 0 }
     }
 
     /// A try is sent. Returns it, and how many blocks had to go.
@@ -67,9 +71,15 @@ impl Cache {
     pub(super) fn withdraw(&mut self, keys: &[BlockKey], of: Try, index: &Index) -> usize {
         let before = self.lru.blocks();
         let mut held = index.writer(self.backend);
-        for key in &keys[..of.blocks] {
-            let Some(slot) = self.slot(held.find(*key), *key) else { continue };
+        let mut left = &keys[..of.blocks];
+        while let [key, rest @ ..] = left {
+            let Some((slot, at)) = self.find(*key, &mut held) else {
+                left = rest;
+                continue;
+            };
             let node = &mut self.lru[slot];
+            let of_run = left.iter().zip(&node.keys()[at..]).take_while(|(key, other)| key == other);
+            left = &left[of_run.count()..];
             let is_expected =
                 node.tries != Tries::CONFIRMED && of.number.wrapping_sub(node.born) <= u32::MAX / 2;
             match node.tries {
@@ -86,11 +96,17 @@ impl Cache {
     pub(super) fn truncate(&mut self, beyond: &[BlockKey], index: &Index) -> usize {
         let before = self.lru.blocks();
         let mut held = index.writer(self.backend);
-        for key in beyond.iter().rev() {
-            let Some(slot) = self.slot(held.find(*key), *key) else { continue };
+        let mut left = beyond;
+        while let [rest @ .., key] = left {
+            left = rest;
+            let Some((slot, at)) = self.find(*key, &mut held) else { continue };
             if self.lru[slot].tries != Tries::CONFIRMED {
                 break;
             }
+            let kept = at.saturating_sub(rest.len());
+            left = rest.get(..rest.len() - (at - kept)).unwrap_or_default();
+            self.split(slot, at + 1, &mut held);
+            let slot = self.split(slot, kept, &mut held);
             self.remove(slot, &mut held);
         }
         before - self.lru.blocks()
@@ -98,17 +114,24 @@ impl Cache {
 
     /// Whether a block is there only because a try in flight is about to bring it.
     pub(super) fn is_expected(&self, key: BlockKey, index: &Index) -> bool {
-        let slot = self.slot(index.writer(self.backend).find(key), key);
-        slot.is_some_and(|slot| self.lru[slot].tries != Tries::CONFIRMED)
+        let found = self.find(key, &mut index.writer(self.backend));
+        found.is_some_and(|(slot, _)| self.lru[slot].tries != Tries::CONFIRMED)
     }
 
-    /// Where a block is in the list, given what the index says.
-    fn slot(&self, found: Found, key: BlockKey) -> Option<Slot> {
-        match found {
-            Found::Nothing => None,
-            Found::At(slot) => Some(slot),
-            Found::Listed => self.lru.find(key),
-        }
+    /// Where a block is in the list, and the how many-th of its run.
+    fn find(&self, key: BlockKey, held: &mut Writer<'_>) -> Option<(Slot, usize)> {
+        self.located(held.find(key), key)
+    }
+
+    /// The same, given what the index says.
+    fn located(&self, found: Found, key: BlockKey) -> Option<(Slot, usize)> {
+        let slot = match found {
+            Found::Nothing => return None,
+            Found::At(slot) => slot,
+            Found::Listed => self.lru.find(key)?,
+        };
+        let at = self.lru[slot].keys().iter().position(|other| *other == key)?;
+        Some((slot, at))
     }
 
     /// Takes room for tokens that are never found again. Returns how many blocks had to go.
@@ -119,7 +142,7 @@ impl Cache {
         while self.gathered >= SPENT_TOKENS_MIN {
             let tokens = u16::try_from(self.gathered).unwrap_or(u16::MAX);
             self.gathered -= usize::from(tokens);
-            self.lru.insert(Node::new(BlockKey(0), tokens, Tries::SPENT, 0));
+            self.lru.insert(Node::new(&[], tokens, Tries::SPENT, 0));
         }
         self.evict(&mut index.writer(self.backend))
     }
@@ -132,10 +155,10 @@ impl Cache {
 
     pub(super) fn clear(&mut self, index: &Index) {
         let mut held = index.writer(self.backend);
-        for node in self.lru.iter().filter(|node| node.tries != Tries::SPENT) {
-            held.remove(node.key);
+        for key in self.lru.iter().flat_map(Node::keys) {
+            held.remove(*key);
         }
-        self.lru = Lru::new();
+        self.lru = Lru::default();
         (self.tokens, self.gathered) = (0, 0);
     }
 
@@ -150,44 +173,83 @@ impl Cache {
     ) -> (usize, usize) {
         let tokens = u16::try_from(block_tokens.max(1)).unwrap_or(u16::MAX);
         let blocks = keys.len().min(self.capacity / usize::from(tokens));
-        // What a prompt touched before is in the list one after the other, and so is neither looked for nor moved one by one.
-        let mut run = None::<(Slot, Slot)>;
+        let (tries, born) = by.map_or((Tries::CONFIRMED, 0), |number| (Tries::ONE, number));
         let mut held = index.writer(self.backend);
-        let tries = by.map_or(Tries::CONFIRMED, |_| Tries::ONE);
-        for key in keys[..blocks].iter().rev() {
-            let next = run.map_or(Slot::NONE, |(_, youngest)| self.lru.younger(youngest));
-            let known = if self.lru.is_at(*key, next) {
-                run = run.map(|(oldest, _)| (oldest, next));
-                Some(next)
-            } else {
-                self.touch(run);
-                let add = || self.lru.insert(Node::new(*key, tokens, tries, by.unwrap_or_default()));
-                let (found, listed) = held.hold(*key, add);
-                listed.inspect(|slot| self.lru.list(*slot));
-                let known = self.slot(found, *key);
-                run = known.map(|slot| (slot, slot));
-                if run.is_some() {
-                    held.unlock();
+        let mut left = &keys[..blocks];
+        while !left.is_empty() {
+            let slot = self.lru.vacant();
+            let mut known = None;
+            let begins = left.len().saturating_sub(RUN_BLOCKS);
+            let new = left[begins..].iter().rev().take_while(|key| match held.hold(**key, slot) {
+                Held::Before(found) => {
+                    known = Some(found);
+                    false
                 }
-                known
-            };
-            self.tokens += usize::from(tokens);
-            if let Some(slot) = known {
-                let node = &mut self.lru[slot];
-                self.tokens -= usize::from(node.tokens);
-                node.tokens = tokens;
-                node.tries = by.map_or(Tries::CONFIRMED, |_| Tries(node.tries.0.saturating_add(1)));
+                Held::Placed => true,
+                Held::Unplaced => {
+                    self.lru.list(**key, slot);
+                    true
+                }
+            });
+            let (before, new) = left.split_at(left.len() - new.count());
+            if !new.is_empty() {
+                self.lru.insert(Node::new(new, tokens, tries, born));
+                self.tokens += new.len() * usize::from(tokens);
+            }
+            left = before;
+            if let Some(found) = known {
+                held.unlock();
+                left = self.renew(left, found, tokens, by.is_some(), &mut held);
             }
         }
-        self.touch(run);
         (blocks, self.evict(&mut held))
     }
 
-    /// Makes those from the oldest to the youngest of a run the youngest of all.
-    fn touch(&mut self, run: Option<(Slot, Slot)>) {
-        if let Some((oldest, youngest)) = run {
-            self.lru.touch(oldest, youngest);
+    /// Makes the last of some blocks the youngest, and those before it that follow it in the list: what a prompt touched before is
+    /// there one after the other, and so is neither looked for nor moved one by one. Returns the blocks that are left.
+    fn renew<'a>(
+        &mut self,
+        mut keys: &'a [BlockKey],
+        found: Found,
+        tokens: u16,
+        is_expected: bool,
+        held: &mut Writer<'_>,
+    ) -> &'a [BlockKey] {
+        let Some((last, before)) = keys.split_last() else { return keys };
+        let Some((oldest, at)) = self.located(found, *last) else { return before };
+        // The rest of the run is of longer prompts.
+        self.split(oldest, at + 1, held);
+        let (mut youngest, mut next) = (oldest, oldest);
+        while let Some(node) = self.lru.at(next)
+            && let Some(before) = keys.strip_suffix(node.keys())
+            && before.len() < keys.len()
+        {
+            self.tokens -= node.all_tokens();
+            node.tokens = tokens;
+            self.tokens += node.all_tokens();
+            node.tries = if is_expected { Tries(node.tries.0.saturating_add(1)) } else { Tries::CONFIRMED };
+            (youngest, next) = (next, node.younger());
+            keys = before;
         }
+        self.lru.touch(oldest, youngest);
+        // Equal keys have equal ones before them, but for chance.
+        if keys.len() > before.len() { before } else { keys }
+    }
+
+    /// Makes two of a run where something is on both sides of `at`. Returns where the latter part is then.
+    fn split(&mut self, slot: Slot, at: usize, held: &mut Writer<'_>) -> Slot {
+        if at == 0 || at == self.lru[slot].keys().len() {
+            return slot;
+        }
+        let rest = self.lru.split(slot, at);
+        for at in 0..self.lru[rest].keys().len() {
+            let key = self.lru[rest].keys()[at];
+            if !held.move_to(key, rest) {
+                self.lru.unlist(key);
+                self.lru.list(key, rest);
+            }
+        }
+        rest
     }
 
     /// Lets the oldest go until there is room. Returns how many blocks went.
@@ -200,24 +262,26 @@ impl Cache {
                 break;
             };
             let node = &mut self.lru[slot];
-            match u16::try_from(over) {
-                Ok(part) if node.tries == Tries::SPENT && part < node.tokens => {
-                    node.tokens -= part;
-                    self.tokens -= over;
-                }
-                _ => self.remove(slot, held),
+            if node.tries == Tries::SPENT && node.all_tokens() > over {
+                node.tokens -= u16::try_from(over).unwrap_or_default();
+                self.tokens -= over;
+            } else {
+                let blocks = over.div_ceil(usize::from(node.tokens)).min(node.keys().len());
+                self.remove_oldest(slot, blocks, held);
             }
         }
         before - self.lru.blocks()
     }
 
+    /// Removes a node.
     fn remove(&mut self, slot: Slot, held: &mut Writer<'_>) {
-        let node = self.lru[slot];
-        self.tokens -= usize::from(node.tokens);
-        if node.tries != Tries::SPENT && matches!(held.remove(node.key), Found::Listed) {
-            self.lru.unlist(slot);
-        }
-        self.lru.remove(slot);
+        self.remove_oldest(slot, self.lru[slot].keys().len(), held);
+    }
+
+    /// Removes the oldest `count` blocks of a run; or a node without any.
+    fn remove_oldest(&mut self, slot: Slot, count: usize, held: &mut Writer<'_>) {
+        self.tokens -= count.max(1) * usize::from(self.lru[slot].tokens);
+        self.lru.remove_oldest(slot, count, |key| matches!(held.remove(key), Found::Listed));
     }
 
     pub(super) fn blocks(&self) -> usize {
@@ -244,12 +308,15 @@ impl Cache {
     /// confirmed.
     pub(super) fn check(&self) -> Vec<(BlockKey, bool)> {
         self.lru.check();
-        let tokens: usize = self.lru.iter().map(|node| usize::from(node.tokens)).sum();
+        let tokens: usize = self.lru.iter().map(Node::all_tokens).sum();
         assert_eq!(tokens + self.gathered, self.tokens);
         assert!(self.lru.iter().all(|node| node.tokens > 0));
         assert!(self.tokens <= self.capacity && self.gathered < SPENT_TOKENS_MIN);
-        let blocks = self.lru.iter().filter(|node| node.tries != Tries::SPENT);
-        blocks.map(|node| (node.key, node.tries == Tries::CONFIRMED)).collect()
+        let mut blocks = Vec::new();
+        for node in self.lru.iter() {
+            blocks.extend(node.keys().iter().rev().map(|key| (*key, node.tries == Tries::CONFIRMED)));
+        }
+        blocks
     }
 }
 
@@ -287,6 +354,19 @@ mod tests {
         assert_eq!((two.blocks, cache.blocks()), (2, 3), "the third has room by its old weight");
         assert_eq!(cache.withdraw(&KEYS, two, &index), 0);
         assert_eq!(cache.withdraw(&KEYS, all, &index), 3);
+    }
+
+    #[test]
+    fn prompts_that_have_a_key_in_common_by_chance_do_no_harm() {
+        let index = Index::new(1);
+        let mut cache = Cache::new(0, 1000);
+        let [one, other, common] = KEYS;
+        let (first, _) = cache.expect(&[one, common], 10, &index);
+        cache.expect(&[other, common], 10, &index);
+        assert_eq!(index.held(&[other, common], 1), [2]);
+        cache.truncate(&[other, common], &index);
+        assert_eq!(cache.withdraw(&[one, common], first, &index), 2);
+        assert_eq!((index.held(&[other, common], 1), cache.check().len()), (vec![1], 1));
     }
 
     #[test]

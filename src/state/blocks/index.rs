@@ -43,10 +43,10 @@ impl Place {
     /// Behind them, the holder's bit.
     const SLOT_BITS: u32 = u32::BITS - PLANE.ilog2();
 
-    /// `None` where the slot is beyond what there is room for.
-    fn new(bit: u32, Slot(slot): Slot) -> Option<Self> {
+    /// None where the slot is beyond what there is room for.
+    fn new(bit: u32, Slot(slot): Slot) -> Self {
         let place = Self(bit.trailing_zeros() << Self::SLOT_BITS | slot);
-        (slot >> Self::SLOT_BITS == 0 && place != Self::NONE).then_some(place)
+        if slot >> Self::SLOT_BITS == 0 { place } else { Self::NONE }
     }
 
     fn of(self, bit: u32) -> Option<Slot> {
@@ -64,6 +64,17 @@ pub(super) enum Found {
     At(Slot),
     /// It does, and its list knows where.
     Listed,
+}
+
+/// What came of holding a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Held {
+    /// The backend held it before.
+    Before(Found),
+    /// It did not.
+    Placed,
+    /// It did not, and the list is to remember where it is: the index has no room for it.
+    Unplaced,
 }
 
 impl Index {
@@ -114,35 +125,40 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The backend holds the block from now on. Where it did not before, `add` puts it into the list. Returns what was found, and
-    /// the new slot where the index has no room for it, so that the list is to remember it.
-    pub(super) fn hold(&mut self, key: BlockKey, add: impl FnOnce() -> Slot) -> (Found, Option<Slot>) {
+    /// The backend holds the block from now on; in `vacant`, where it did not before.
+    #[inline]
+    pub(super) fn hold(&mut self, key: BlockKey, vacant: Slot) -> Held {
         let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
         make_room(table, Holders::hash);
-        match table.entry(key.0, |holders| holders.is_of(key), Holders::hash) {
-            Entry::Occupied(mut entry) => {
-                let holders = entry.get_mut();
-                let found = holders.found(self.bit);
-                if !matches!(found, Found::Nothing) {
-                    return (found, None);
-                }
-                let slot = add();
-                holders.backends |= self.bit;
-                match Place::new(self.bit, slot) {
-                    Some(place) if holders.place == Place::NONE => holders.place = place,
-                    _ => return (found, Some(slot)),
-                }
-            }
+        let place = Place::new(self.bit, vacant);
+        let holders = match table.entry(key.0, |holders| holders.is_of(key), Holders::hash) {
             Entry::Vacant(entry) => {
-                let slot = add();
-                let place = Place::new(self.bit, slot);
-                entry.insert(Holders { key, backends: self.bit, place: place.unwrap_or(Place::NONE) });
-                if place.is_none() {
-                    return (Found::Nothing, Some(slot));
-                }
+                entry.insert(Holders { key, backends: self.bit, place });
+                return if place == Place::NONE { Held::Unplaced } else { Held::Placed };
             }
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        match holders.found(self.bit) {
+            Found::Nothing => {}
+            found => return Held::Before(found),
         }
-        (Found::Nothing, None)
+        holders.backends |= self.bit;
+        if holders.place != Place::NONE || place == Place::NONE {
+            return Held::Unplaced;
+        }
+        holders.place = place;
+        Held::Placed
+    }
+
+    /// A block that the backend holds is now in another slot. Whether the index knows; else the list is to remember it.
+    pub(super) fn move_to(&mut self, key: BlockKey, slot: Slot) -> bool {
+        let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
+        let holders = table.find_mut(key.0, |holders| holders.is_of(key));
+        let Some(holders) = holders.filter(|holders| holders.place.of(self.bit).is_some()) else {
+            return false;
+        };
+        holders.place = Place::new(self.bit, slot);
+        holders.place != Place::NONE
     }
 
     /// Unlocks the shard of the last block: something follows that is none of the index's business.
@@ -158,6 +174,7 @@ impl Writer<'_> {
     }
 
     /// The backend holds the block no longer. Returns what was found.
+    #[inline]
     pub(super) fn remove(&mut self, key: BlockKey) -> Found {
         let table = self.shard.of(key, |shard| self.plane.shards[shard].write());
         let Ok(mut entry) = table.find_entry(key.0, |holders| holders.is_of(key)) else {

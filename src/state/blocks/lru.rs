@@ -14,26 +14,41 @@ const CHUNK: usize = 256;
 /// So many tables that one which grows is done soon.
 const SHARDS: usize = 16;
 
-/// A block, or tokens that are not of a block.
-#[derive(Clone, Copy, Debug)]
+/// A run: blocks of a prompt that follow one another there and here, and have in common all that is known of them. Or tokens
+/// that are not of a block.
+#[derive(Debug, Default)]
 pub(super) struct Node {
-    pub(super) key: BlockKey,
+    /// In the order of the prompt, so from the youngest to the oldest.
+    keys: Vec<BlockKey>,
     younger: Slot,
     older: Slot,
     /// The number of the try that brought it.
     pub(super) born: u32,
+    /// Of each block.
     pub(super) tokens: u16,
     pub(super) tries: Tries,
 }
 
 impl Node {
+    /// Blocks, or tokens without any.
     #[inline]
-    pub(super) fn new(key: BlockKey, tokens: u16, tries: Tries, born: u32) -> Self {
-        Self { key, younger: Slot::NONE, older: Slot::NONE, born, tokens, tries }
+    pub(super) fn new(keys: &[BlockKey], tokens: u16, tries: Tries, born: u32) -> Self {
+        Self { keys: keys.to_vec(), younger: Slot::NONE, older: Slot::NONE, born, tokens, tries }
     }
 
-    fn is_block(&self) -> bool {
-        self.tries != Tries::SPENT
+    /// Its blocks in the order of the prompt; none where it is tokens alone.
+    pub(super) fn keys(&self) -> &[BlockKey] {
+        &self.keys
+    }
+
+    /// The tokens of all of it.
+    pub(super) fn all_tokens(&self) -> usize {
+        self.keys.len().max(1) * usize::from(self.tokens)
+    }
+
+    /// The slot of the node that is just younger.
+    pub(super) fn younger(&self) -> Slot {
+        self.younger
     }
 }
 
@@ -49,12 +64,18 @@ impl Slot {
     }
 }
 
-#[derive(Debug)]
+impl Default for Slot {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+#[derive(Debug, Default)]
 pub(super) struct Lru {
     nodes: Slab,
     blocks: usize,
     /// The blocks that the index has no room for, mostly because they are in another backend's list as well.
-    listed: [HashTable<Slot>; SHARDS],
+    listed: [HashTable<(BlockKey, Slot)>; SHARDS],
     youngest: Slot,
     oldest: Slot,
     /// The free slots, each naming the next one as the older.
@@ -62,25 +83,14 @@ pub(super) struct Lru {
 }
 
 impl Lru {
-    pub(super) fn new() -> Self {
-        Self {
-            nodes: Slab::default(),
-            blocks: 0,
-            listed: Default::default(),
-            youngest: Slot::NONE,
-            oldest: Slot::NONE,
-            free: Slot::NONE,
-        }
-    }
-
     /// The slot of a block that is listed here.
     pub(super) fn find(&self, key: BlockKey) -> Option<Slot> {
-        self.listed[shard(key)].find(key.0, |slot| self.nodes[*slot].key == key).copied()
+        self.listed[shard(key)].find(key.0, |(listed, _)| *listed == key).map(|(_, slot)| *slot)
     }
 
-    /// Whether it is this block that is in a slot.
-    pub(super) fn is_at(&self, key: BlockKey, slot: Slot) -> bool {
-        slot.some().is_some_and(|slot| self.nodes[slot].key == key && self.nodes[slot].is_block())
+    /// The node in this slot, if there is any.
+    pub(super) fn at(&mut self, slot: Slot) -> Option<&mut Node> {
+        slot.some().map(|slot| &mut self.nodes[slot])
     }
 
     /// The slot of the oldest.
@@ -88,71 +98,47 @@ impl Lru {
         self.oldest.some()
     }
 
-    /// Adds a node as the youngest. Returns where.
-    #[inline]
-    pub(super) fn insert(&mut self, node: Node) -> Slot {
-        let slot = if let Some(slot) = self.free.some() {
+    /// Where the next node will be.
+    pub(super) fn vacant(&self) -> Slot {
+        self.free.some().unwrap_or_else(|| self.nodes.end())
+    }
+
+    /// Adds a node as the youngest, at the slot that was vacant.
+    pub(super) fn insert(&mut self, node: Node) {
+        self.blocks += node.keys.len();
+        let slot = self.place(node);
+        self.link(slot, Slot::NONE, self.youngest);
+    }
+
+    /// Makes two of a run, of which the older one begins with the block that was the `at`th. Returns where that is.
+    pub(super) fn split(&mut self, slot: Slot, at: usize) -> Slot {
+        let Node { older, born, tokens, tries, ref mut keys, .. } = self.nodes[slot];
+        let keys = keys.split_off(at);
+        let rest = self.place(Node { keys, younger: slot, older, born, tokens, tries });
+        self.link(rest, slot, older);
+        rest
+    }
+
+    fn place(&mut self, node: Node) -> Slot {
+        let slot = self.vacant();
+        if slot == self.free {
             self.free = self.nodes[slot].older;
-            slot
         } else {
-            self.nodes.push()
-        };
-        let older = std::mem::replace(&mut self.youngest, slot);
-        self.nodes[slot] = Node { older, ..node };
-        match older.some() {
-            Some(older) => self.nodes[older].younger = slot,
-            None => self.oldest = slot,
+            self.nodes.push();
         }
-        self.blocks += usize::from(node.is_block());
+        self.nodes[slot] = node;
         slot
     }
 
-    /// A block is to be found here by its key.
-    pub(super) fn list(&mut self, slot: Slot) {
-        let Self { nodes, listed, .. } = self;
-        let table = &mut listed[shard(nodes[slot].key)];
-        let hash = |slot: &Slot| nodes[*slot].key.0;
-        make_room(table, hash);
-        table.insert_unique(hash(&slot), slot, hash);
+    /// Puts a node between two others.
+    fn link(&mut self, slot: Slot, younger: Slot, older: Slot) {
+        (self.nodes[slot].younger, self.nodes[slot].older) = (younger, older);
+        self.join(younger, slot);
+        self.join(slot, older);
     }
 
-    /// It is to be found here no longer.
-    pub(super) fn unlist(&mut self, slot: Slot) {
-        let key = self.nodes[slot].key;
-        if let Ok(entry) = self.listed[shard(key)].find_entry(key.0, |other| *other == slot) {
-            entry.remove();
-        }
-    }
-
-    /// The slot of the node that is just younger.
-    pub(super) fn younger(&self, slot: Slot) -> Slot {
-        self.nodes[slot].younger
-    }
-
-    /// Makes a node and all up to a younger one the youngest, in their order.
-    pub(super) fn touch(&mut self, oldest: Slot, youngest: Slot) {
-        let Some(younger) = self.nodes[youngest].younger.some() else { return };
-        let older = self.nodes[oldest].older;
-        self.nodes[younger].older = older;
-        match older.some() {
-            Some(older) => self.nodes[older].younger = younger,
-            None => self.oldest = younger,
-        }
-        let before = std::mem::replace(&mut self.youngest, youngest);
-        self.nodes[before].younger = oldest;
-        self.nodes[oldest].older = before;
-        self.nodes[youngest].younger = Slot::NONE;
-    }
-
-    /// Removes a node. Its slot is free then.
-    pub(super) fn remove(&mut self, slot: Slot) {
-        self.blocks -= usize::from(self.nodes[slot].is_block());
-        self.unlink(slot);
-        self.nodes[slot].older = std::mem::replace(&mut self.free, slot);
-    }
-
-    fn unlink(&mut self, slot: Slot) {
-        let Node { younger, older, .. } = self.nodes[slot];
+    /// One node comes after the other; at an end of the list, one of them is none.
+    fn join(&mut self, younger: Slot, older: Slot) {
         match younger.some() {
             Some(younger) => self.nodes[younger].older = older,
             None => self.youngest = older,
@@ -160,6 +146,56 @@ impl Lru {
         match older.some() {
             Some(older) => self.nodes[older].younger = younger,
             None => self.oldest = younger,
+        }
+    }
+
+    /// A block is to be found here by its key.
+    pub(super) fn list(&mut self, key: BlockKey, slot: Slot) {
+        let table = &mut self.listed[shard(key)];
+        let hash = |(key, _): &(BlockKey, Slot)| key.0;
+        make_room(table, hash);
+        table.insert_unique(key.0, (key, slot), hash);
+    }
+
+    /// It is to be found here no longer.
+    pub(super) fn unlist(&mut self, key: BlockKey) {
+        if let Ok(entry) = self.listed[shard(key)].find_entry(key.0, |(listed, _)| *listed == key) {
+            entry.remove();
+        }
+    }
+
+    /// Makes a node and all up to a younger one the youngest, in their order.
+    pub(super) fn touch(&mut self, oldest: Slot, youngest: Slot) {
+        let younger = self.nodes[youngest].younger;
+        if younger == Slot::NONE {
+            return;
+        }
+        self.join(younger, self.nodes[oldest].older);
+        self.join(oldest, self.youngest);
+        self.join(Slot::NONE, youngest);
+    }
+
+    /// Removes the oldest `count` blocks of a run, and a node of which nothing is left. Its slot is free then. `is_listed` is told
+    /// of each block, and says whether it is to be found here.
+    pub(super) fn remove_oldest(
+        &mut self,
+        slot: Slot,
+        count: usize,
+        mut is_listed: impl FnMut(BlockKey) -> bool,
+    ) {
+        let mut keys = std::mem::take(&mut self.nodes[slot].keys);
+        for key in keys.drain(keys.len() - count..).rev() {
+            if is_listed(key) {
+                self.unlist(key);
+            }
+        }
+        self.blocks -= count;
+        if keys.is_empty() {
+            let Node { younger, older, .. } = std::mem::take(&mut self.nodes[slot]);
+            self.join(younger, older);
+            self.nodes[slot].older = std::mem::replace(&mut self.free, slot);
+        } else {
+            self.nodes[slot].keys = keys;
         }
     }
 
@@ -174,9 +210,10 @@ impl Lru {
         std::iter::successors(node(self.oldest), move |last| node(last.younger))
     }
 
-    /// The memory of slab and tables, in bytes.
+    /// The memory of slab, runs and tables, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.nodes.bytes() + self.listed.iter().map(HashTable::allocation_size).sum::<usize>()
+        let runs: usize = self.iter().map(|node| node.keys.capacity() * size_of::<BlockKey>()).sum();
+        self.nodes.bytes() + runs + self.listed.iter().map(HashTable::allocation_size).sum::<usize>()
     }
 }
 
@@ -192,7 +229,7 @@ impl ops::Index<Slot> for Lru {
     }
 }
 
-/// To change what is known of a node, but neither its key nor whether it is a block.
+/// To change what is known of a node.
 impl ops::IndexMut<Slot> for Lru {
     fn index_mut(&mut self, slot: Slot) -> &mut Node {
         &mut self.nodes[slot]
@@ -207,13 +244,16 @@ struct Slab {
 }
 
 impl Slab {
-    fn push(&mut self) -> Slot {
-        let slot = Slot(u32::try_from(self.nodes).expect("100 GB of nodes are more than fit"));
+    /// The slot of the next node.
+    fn end(&self) -> Slot {
+        Slot(u32::try_from(self.nodes).expect("160 GB of nodes are more than fit"))
+    }
+
+    fn push(&mut self) {
         if self.nodes == self.chunks.len() * CHUNK {
-            self.chunks.push(Box::new([Node::new(BlockKey(0), 0, Tries::SPENT, 0); CHUNK]));
+            self.chunks.push(Box::new(std::array::from_fn(|_| Node::default())));
         }
         self.nodes += 1;
-        slot
     }
 
     fn bytes(&self) -> usize {
@@ -247,10 +287,12 @@ impl Lru {
         let mut from_youngest = follow(self.youngest, |node| node.older);
         from_youngest.reverse();
         assert_eq!(from_oldest, from_youngest);
-        let blocks = from_oldest.iter().filter(|slot| self[**slot].is_block());
-        assert_eq!(self.blocks(), blocks.count());
-        let mut listed = self.listed.iter().flatten();
-        assert!(listed.all(|slot| self.find(self[*slot].key) == Some(*slot) && from_oldest.contains(slot)));
+        assert_eq!(self.blocks(), self.iter().map(|node| node.keys.len()).sum::<usize>());
+        assert!(self.iter().all(|node| node.keys.is_empty() == (node.tries == Tries::SPENT)));
+        let listed = self.listed.iter().flatten();
+        for (key, slot) in listed {
+            assert!(self[*slot].keys.contains(key) && from_oldest.contains(slot));
+        }
         let slots = self.nodes.nodes;
         assert_eq!(from_oldest.len() + follow(self.free, |node| node.older).len(), slots);
     }
