@@ -7,6 +7,7 @@
 
 use super::super::key::Secret;
 use std::array::from_fn;
+use std::slice;
 use wide::{u32x8, u64x4};
 
 /// So much text is boiled down at most at a time.
@@ -36,25 +37,39 @@ impl Key {
 
     /// The sums of a text of at most [`STRETCH_BYTES`]; it counts as if zeros followed up to a whole vector.
     pub(super) fn sums(&self, text: &[u8]) -> [u8; SUMS_BYTES] {
-        let mut sums = [u64x4::ZERO; 2];
-        let mut add = |vector: &[u8; VECTOR_BYTES], keys: [&u32x8; 2]| {
+        let Self(keys) = self;
+        let mut sums = Sums::default();
+        let (vectors, rest) = text.as_chunks();
+        sums.add(vectors, keys);
+        if !rest.is_empty() {
+            let mut last = [0; VECTOR_BYTES];
+            for (to, from) in last.iter_mut().zip(rest) {
+                *to = *from;
+            }
+            sums.add(slice::from_ref(&last), keys.get(vectors.len()..).unwrap_or_default());
+        }
+        sums.fold()
+    }
+}
+
+/// The sums for the key as it is, and for the key shifted by a vector.
+#[derive(Default)]
+struct Sums([u64x4; 2]);
+
+impl Sums {
+    #[inline]
+    fn add(&mut self, vectors: &[[u8; VECTOR_BYTES]], keys: &[u32x8]) {
+        for (vector, keys) in vectors.iter().zip(keys.windows(2)) {
             let vector: u32x8 = bytemuck::cast(*vector);
-            for (sum, key) in sums.iter_mut().zip(keys) {
+            for (sum, key) in self.0.iter_mut().zip(keys) {
                 let words: u64x4 = bytemuck::cast(vector + *key);
                 *sum += (words & u64x4::splat(u64::from(u32::MAX))) * (words >> 32);
             }
-        };
-        let (vectors, rest) = text.as_chunks();
-        let keys = self.0.iter().zip(self.0.iter().skip(1));
-        let mut last = [0; VECTOR_BYTES];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
         }
-        let rest = (!rest.is_empty()).then_some(&last);
-        for (vector, (key, shifted)) in vectors.iter().chain(rest).zip(keys) {
-            add(vector, [key, shifted]);
-        }
-        bytemuck::cast(sums.map(|sum| {
+    }
+
+    fn fold(self) -> [u8; SUMS_BYTES] {
+        bytemuck::cast(self.0.map(|sum| {
             let [a, b, c, d] = sum.to_array();
             [a.wrapping_add(c), b.wrapping_add(d)]
         }))
