@@ -48,16 +48,18 @@ pub(super) fn stages() -> Vec<Stage> {
             let token = token.clone();
             move || {
                 let mut observer = stream();
-                (observer.brings_first_token(black_box(&token)), observer.chunk(&token, now))
+                observer.chunk(black_box(&token));
+                (observer.brings_first_token(&token), observer.chunk_of_stream(now))
             }
         }),
         Stage::new("stage/later-chunk", move || {
-            (later.brings_first_token(&token), later.chunk(black_box(&token), now))
+            later.chunk(black_box(&token));
+            (later.brings_first_token(&token), later.chunk_of_stream(now))
         }),
         Stage::new("stage/usage", {
             let mut observer = stream();
             move || {
-                observer.chunk(black_box(&usage), now);
+                observer.chunk(black_box(&usage));
                 observer.usage()
             }
         }),

@@ -55,7 +55,12 @@ pub async fn read(
     if expects_continue(session) {
         ask_for_body(session).await.map_err(|e| Failure::Broken(e.into_down()))?;
     }
-    let body = Collected { all: BytesMut::new(), bytes_max: limits.body_bytes_max, share: budget.share() };
+    let mut body =
+        Collected { all: BytesMut::new(), bytes_max: limits.body_bytes_max, share: budget.share() };
+    if let Some(bytes) = plain.as_ref().and_then(|(connection, _)| connection.take_body()) {
+        body.grow(0, bytes.len())?;
+        return Ok(Body { bytes, share: body.share });
+    }
     let reading = async {
         match plain {
             Some((connection, declared)) => collect_plain(&connection, declared, body).await,
@@ -107,10 +112,6 @@ async fn collect_plain(
     declared: usize,
     mut body: Collected,
 ) -> Result<Body, Failure> {
-    if let Some(bytes) = connection.take_body() {
-        body.grow(0, bytes.len())?;
-        return Ok(Body { bytes, share: body.share });
-    }
     // With a byte more than is needed, see `Wire::poll_body`.
     body.all.reserve(declared.min(*FIRST_ALLOCATION_BYTES.end()) + 1);
     loop {

@@ -1,12 +1,12 @@
 //! How long a request may take: until its first byte, between two, and in all.
 //!
-//! Held by [`super::replay`], which is polled for as long as a try runs; one timer per request, moved only when it
+//! Held by [`super::replay`], which is polled for as long as a try runs; by a timer that is moved only when it
 //! fires. It tells which deadline is over; what follows is decided by the spine.
 
 use super::alarm::Alarm;
 use crate::config::Timeouts;
 use pingora::{BError, Error, ErrorType};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -56,8 +56,6 @@ pub struct Deadlines {
     /// When the running try started or the backend sent something last.
     heard: Instant,
     answering: bool,
-    /// Whether something else is waited for since the alarm was set, which may be due earlier.
-    changed: bool,
     alarm: Alarm,
 }
 
@@ -72,8 +70,7 @@ impl Deadlines {
             ends,
             heard: started,
             answering: false,
-            changed: false,
-            alarm: Alarm::at(ends.min(started + timeouts.first_byte)),
+            alarm: Alarm::default(),
         }
     }
 
@@ -81,14 +78,12 @@ impl Deadlines {
     pub fn try_started(&mut self, now: Instant) {
         self.heard = now;
         self.answering = false;
-        self.changed = true;
     }
 
-    /// The backend sent a part of its answer.
-    pub fn heard(&mut self, now: Instant) {
+    /// The backend sent a part of its answer. Whether it was the first: something else is waited for then.
+    pub fn heard(&mut self, now: Instant) -> bool {
         self.heard = now;
-        self.changed |= !self.answering;
-        self.answering = true;
+        !std::mem::replace(&mut self.answering, true)
     }
 
     fn due(&self) -> (Instant, Missed) {
@@ -101,23 +96,15 @@ impl Deadlines {
         if due < self.ends { (due, missed) } else { (self.ends, Missed::Total) }
     }
 
-    /// Ready when a deadline is over.
-    pub fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<Missed> {
-        // This is asked with every chunk of an answer: it neither reckons nor looks at the clock for that.
-        if std::mem::take(&mut self.changed) {
-            let (due, _) = self.due();
-            if due < self.alarm.due() {
-                self.alarm = Alarm::at(due);
-            }
-        }
-        loop {
-            ready!(self.alarm.poll_ring(cx));
-            let (due, missed) = self.due();
-            self.alarm = Alarm::at(due);
-            if due <= Instant::now() {
-                return Poll::Ready(missed);
-            }
-        }
+    /// Ready when a deadline is over. To be asked again where something else is waited for.
+    pub fn poll_missed(&mut self, cx: &Context<'_>) -> Poll<Missed> {
+        let (due, missed) = self.due();
+        self.alarm.poll_over(due, cx).map(|()| missed)
+    }
+
+    /// Exchanges the alarm for another one, which may be set.
+    pub fn exchange(&mut self, alarm: Alarm) -> Alarm {
+        std::mem::replace(&mut self.alarm, alarm)
     }
 }
 

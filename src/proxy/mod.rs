@@ -345,7 +345,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
         if let Some(chunk) = body.as_ref().filter(|chunk| !chunk.is_empty()) {
-            ctx.chunk(chunk, Instant::now());
+            ctx.chunk(chunk, Instant::now);
         }
         Ok(None)
     }

@@ -9,6 +9,7 @@
 //! Rests on `ServerSession::Custom`, which Pingora does not document: hence the pinned version, and the matrix of sizes
 //! and framings in `tests/it/bodies.rs`.
 
+use super::alarm::Alarm;
 use super::bell::Bell;
 use super::connection::Connection;
 use super::deadline::Deadlines;
@@ -40,13 +41,22 @@ fn vacant() -> ServerSession {
 }
 
 /// Replaces `session` by one that answers for `body`.
-pub fn install(session: &mut ServerSession, body: Bytes, deadlines: Deadlines) -> Installed {
+pub fn install(session: &mut ServerSession, body: Bytes, mut deadlines: Deadlines) -> Installed {
     let place = Arc::new(Mutex::new(None));
-    let client = Connection::of(session).map(|_| Bell::rung());
+    exchange_alarm(session, &mut deadlines);
+    let bell = Connection::of(session).map(|_| Bell::rung());
     let inner = std::mem::replace(session, vacant());
-    let replay = Replay { inner, body, deadlines, client, place: Arc::clone(&place) };
+    let replay = Replay { inner, body, deadlines, bell, place: Arc::clone(&place) };
     *session = ServerSession::new_custom(Box::new(replay));
     Installed(place)
+}
+
+/// The alarm of the connection serves a request, too: set for the one before, it mostly need not be set anew.
+fn exchange_alarm(session: &ServerSession, deadlines: &mut Deadlines) {
+    if let Some(connection) = Connection::of(session) {
+        let alarm = deadlines.exchange(Alarm::default());
+        deadlines.exchange(connection.exchange_alarm(alarm));
+    }
 }
 
 impl Installed {
@@ -63,14 +73,23 @@ struct Replay {
     inner: ServerSession,
     body: Bytes,
     deadlines: Deadlines,
-    /// Rung by the socket of a client of HTTP/1, which is looked at only then. (Over HTTP/2 whoever writes is woken for it.)
-    client: Option<Bell>,
+    /// Rung where there is something to look at, be it the client's socket or a deadline: with most events of a stream there is
+    /// not. `None` over HTTP/2, where whoever writes is woken for the client.
+    bell: Option<Bell>,
     place: Arc<Mutex<Option<ServerSession>>>,
 }
 
 impl Drop for Replay {
     fn drop(&mut self) {
+        exchange_alarm(&self.inner, &mut self.deadlines);
         *self.place.lock() = Some(std::mem::replace(&mut self.inner, vacant()));
+    }
+}
+
+impl Replay {
+    /// There is something to look at.
+    fn ring(&self) {
+        self.bell.as_ref().inspect(|bell| bell.ring());
     }
 }
 
@@ -90,6 +109,7 @@ impl CustomSession for Replay {
 
     fn enable_retry_buffering(&mut self) {
         self.deadlines.try_started(Instant::now());
+        self.ring();
     }
 
     fn retry_buffer_truncated(&self) -> bool {
@@ -109,17 +129,19 @@ impl CustomSession for Replay {
     }
 
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        poll_fn(|cx| {
-            if self.client.as_mut().is_none_or(|client| client.has_rung(cx)) {
-                let mut client = self.client.as_ref().map_or(Context::from_waker(cx.waker()), Bell::context);
-                if let Poll::Ready(gone) = pin!(self.inner.read_body_or_idle(true)).poll(&mut client) {
-                    self.client.as_ref().inspect(|client| client.ring());
-                    return Poll::Ready(gone);
-                }
+        let happened = poll_fn(|cx| {
+            if self.bell.as_mut().is_some_and(|bell| !bell.has_rung(cx)) {
+                return Poll::Pending;
             }
-            self.deadlines.poll_missed(cx).map(|missed| Err(missed.into_error()))
+            let mut cx = self.bell.as_ref().map_or(Context::from_waker(cx.waker()), Bell::context);
+            if let Poll::Ready(gone) = pin!(self.inner.read_body_or_idle(true)).poll(&mut cx) {
+                return Poll::Ready(gone);
+            }
+            self.deadlines.poll_missed(&cx).map(|missed| Err(missed.into_error()))
         })
-        .await
+        .await;
+        self.ring();
+        happened
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -140,8 +162,8 @@ impl CustomSession for Replay {
             }
             (inner, _) => Box::pin(inner.response_duplex_vec(tasks)).await,
         };
-        if has_begun {
-            self.deadlines.heard(Instant::now());
+        if has_begun && self.deadlines.heard(Instant::now()) {
+            self.ring();
         }
         end
     }

@@ -291,12 +291,17 @@ impl RequestCtx {
         }
     }
 
-    /// A chunk of the answer passes.
-    pub fn chunk(&mut self, chunk: &Bytes, now: Instant) {
+    /// A chunk of the answer passes. Only in a stream it matters when.
+    pub fn chunk(&mut self, chunk: &Bytes, now: impl FnOnce() -> Instant) {
+        self.observer.chunk(chunk);
+        if !self.observer.is_stream {
+            return;
+        }
+        let now = now();
         if self.observer.brings_first_token(chunk) {
             self.first_token(now);
         }
-        if let Some(seconds) = self.observer.chunk(chunk, now)
+        if let Some(seconds) = self.observer.chunk_of_stream(now)
             && let Some(metrics) = self.backend_metrics()
         {
             metrics.token_gap_seconds.observe(seconds);

@@ -5,7 +5,6 @@
 
 use super::json::{self, Json};
 use super::sse::Events;
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use memchr::memmem::Finder;
 use pingora::http::ResponseHeader;
@@ -101,12 +100,16 @@ impl Observer {
             && self.events.brings_token(chunk)
     }
 
-    /// A chunk passes; tells the seconds since the chunk before it, in a stream.
-    pub fn chunk(&mut self, chunk: &Bytes, now: Instant) -> Option<f64> {
+    /// A chunk passes.
+    pub fn chunk(&mut self, chunk: &[u8]) {
         self.usage.read(chunk);
-        self.chunks += u64::from(self.is_stream && self.first_token.is_some());
+    }
+
+    /// It is one of a stream; tells the seconds since the one before it.
+    pub fn chunk_of_stream(&mut self, now: Instant) -> Option<f64> {
+        self.chunks += u64::from(self.first_token.is_some());
         let before = self.last_chunk.replace(now)?;
-        self.is_stream.then(|| now.duration_since(before).as_secs_f64())
+        Some(now.duration_since(before).as_secs_f64())
     }
 
     /// Tokens that were generated: as reported (some report 0 at the start), else as many as a stream has had chunks, which
@@ -302,16 +305,11 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_told_in_streams_only() {
+    fn gaps_are_told_from_the_second_chunk_on() {
         let now = Instant::now();
         let mut observer = Observer { is_stream: true, ..Observer::default() };
-        assert_eq!(observer.chunk(&Bytes::from_static(b"a"), now), None);
-        assert_eq!(
-            observer.chunk(&Bytes::from_static(b"b"), now + std::time::Duration::from_secs(1)),
-            Some(1.0)
-        );
-        observer.is_stream = false;
-        assert_eq!(observer.chunk(&Bytes::from_static(b"c"), now), None);
+        assert_eq!(observer.chunk_of_stream(now), None);
+        assert_eq!(observer.chunk_of_stream(now + std::time::Duration::from_secs(1)), Some(1.0));
     }
 
     proptest! {

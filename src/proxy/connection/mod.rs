@@ -5,13 +5,15 @@
 //! refusals are answered with 400, 405, 408, 414 or 431 and a close. A body whose length is plain does not pass through
 //! Pingora, which would copy it twice: [`super::body`] takes it from here. HTTP/2 passes untouched, having limits of its own.
 
+mod address;
 mod head;
 mod wire;
 
+use super::alarm::Alarm;
 use crate::config::{Limits, Timeouts};
+pub use address::Address;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -24,7 +26,6 @@ use prometheus::IntCounterVec;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -54,31 +55,6 @@ impl HeaderLimits {
             bytes_max: limits.header_bytes_max,
             refused,
         }
-    }
-}
-
-/// A client's address as it is written, which is done once for all its requests.
-#[derive(Clone, Debug)]
-pub struct Address(HeaderValue);
-
-impl From<IpAddr> for Address {
-    fn from(address: IpAddr) -> Self {
-        // No address has a character that a header may not have.
-        Self(HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")))
-    }
-}
-
-impl Address {
-    /// It as a value of a header.
-    #[must_use]
-    pub fn value(&self) -> &HeaderValue {
-        &self.0
-    }
-
-    /// It as text.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
     }
 }
 
@@ -131,6 +107,12 @@ impl Connection {
     /// The request is over. If its body was not read, the connection is too.
     pub fn end_request(&self) {
         self.wire.lock().end_request();
+    }
+
+    /// The alarm for the time between requests, for the deadlines of one; or that back.
+    #[must_use]
+    pub fn exchange_alarm(&self, alarm: Alarm) -> Alarm {
+        std::mem::replace(&mut self.wire.lock().alarm, alarm)
     }
 
     /// The length of the body of this request; `None` where only Pingora knows where it ends.

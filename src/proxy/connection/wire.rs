@@ -55,8 +55,10 @@ pub(super) struct Wire {
     /// read some of the next one already.
     loose: bool,
     served: bool,
-    deadline: Instant,
-    alarm: Option<Alarm>,
+    /// How long the phase may last, and until when; `None` = it was not waited for.
+    allowed: Duration,
+    deadline: Option<Instant>,
+    pub(super) alarm: Alarm,
     /// What was read and not yet taken.
     ahead: BytesMut,
     /// The bytes of a head that only passed.
@@ -68,7 +70,8 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(inner: Stream, client: Option<Address>, limits: HeaderLimits, is_h2: bool) -> Self {
         Self {
-            deadline: Instant::now() + limits.idle,
+            allowed: limits.idle,
+            deadline: None,
             inner,
             client,
             limits,
@@ -76,7 +79,7 @@ impl Wire {
             in_request: is_h2,
             loose: false,
             served: false,
-            alarm: None,
+            alarm: Alarm::default(),
             ahead: BytesMut::new(),
             loose_bytes: 0,
             thrown_away: 0,
@@ -117,21 +120,13 @@ impl Wire {
 
     fn enter(&mut self, phase: Phase, allowed: Duration) {
         self.phase = phase;
-        self.deadline = Instant::now() + allowed;
+        (self.allowed, self.deadline) = (allowed, None);
     }
 
-    /// Ready when the deadline of the phase is over. The alarm is set anew only when it must ring earlier.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let deadline = self.deadline;
-            let set = self.alarm.take().filter(|alarm| alarm.due() <= deadline);
-            let alarm = self.alarm.insert(set.unwrap_or_else(|| Alarm::at(deadline)));
-            ready!(alarm.poll_ring(cx));
-            self.alarm = None;
-            if Instant::now() >= self.deadline {
-                return Poll::Ready(());
-            }
-        }
+    /// Ready when the phase has lasted too long, from when it was waited for first.
+    fn poll_deadline(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.allowed);
+        self.alarm.poll_over(deadline, cx)
     }
 
     /// Reads more ahead; 0 = the client has ended.
