@@ -161,15 +161,15 @@ fn routed(criterion: &mut Criterion, backends: usize, kept: usize) {
     }
 }
 
-/// Prints what a block takes: by the tables' own account, and by what the process takes more than before. As filled once,
-/// and after everything has been replaced eight times.
+/// Prints what a block takes, of prompts of so many blocks: by the tables' own account, and by what the process takes more than
+/// before. As filled once, and after everything has been replaced eight times.
 #[cfg(target_os = "linux")]
-fn memory() {
+fn memory(length: usize) {
     let resident = || {
         let process = procfs::process::Process::myself().expect("/proc is there");
         process.statm().expect("it is readable").resident * procfs::page_size()
     };
-    let (kept, length, backends) = (1_000_000, 128, 8);
+    let (kept, backends) = (1_000_000, 8);
     let before = resident();
     let blocks = Arc::new(Blocks::new(&vec![kept / backends * BLOCK_TOKENS; backends]));
     let mut number = 0;
@@ -179,9 +179,9 @@ fn memory() {
             number += 1;
         }
         let count: usize = (0..backends).map(|backend| blocks.blocks(backend)).sum();
-        let (account, process) = (blocks.bytes() / count, (resident() - before) / count as u64);
+        let (account, process) = (blocks.bytes() / count, resident().saturating_sub(before) / count as u64);
         let line = format!(
-            "# {count} blocks filled {turn} times: {account} bytes each by account, {process} resident"
+            "# {count} blocks of prompts of {length}, filled {turn} times: {account} bytes each by account, {process} resident"
         );
         writeln!(std::io::stdout(), "{line}").expect("standard output takes it");
     }
@@ -193,7 +193,7 @@ fn main() {
         .measurement_time(Duration::from_secs(1));
     let mut criterion = times.configure_from_args();
     #[cfg(target_os = "linux")]
-    memory();
+    [128, 4, 1].into_iter().for_each(memory);
     for backends in BACKENDS {
         for kept in KEPT {
             for length in PROMPT {
