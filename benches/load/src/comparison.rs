@@ -96,10 +96,10 @@ mod tests {
         );
         let ratio = slow.over(&fast, &FIGURES);
         assert_eq!((ratio.of, ratio.to), ("slow", "fast"));
-        assert_eq!(ratio.figures["x"], Spread { median: 2.5, min: 2.0, max: 3.0 });
+        assert_eq!(ratio.figures["x"], Spread { median: 2.5, low: 2.0, high: 3.0, max: 3.0 });
         let difference = slow.minus(&fast, &FIGURES);
         assert_eq!((difference.of, difference.to), ("slow", "fast"));
-        assert_eq!(difference.figures["x"], Spread { median: 4.0, min: 2.0, max: 6.0 });
-        assert_eq!(slow.figures["x"], Spread { median: 9.0, min: 4.0, max: 100.0 });
+        assert_eq!(difference.figures["x"], Spread { median: 4.0, low: 2.0, high: 6.0, max: 6.0 });
+        assert_eq!(slow.figures["x"], Spread { median: 9.0, low: 4.0, high: 100.0, max: 100.0 });
     }
 }

@@ -127,21 +127,18 @@ async fn rounds(
     let requests = Rc::new(Requests { bytes, stream: workload.stream, timeout: TIMEOUT });
     let limit = Limit::Time {
         settling: Duration::from_secs_f64(settings.settling_seconds),
-        counted: Duration::from_secs_f64(if workload.stream {
-            settings.stream_seconds
-        } else {
-            settings.seconds
-        }),
+        counted: Duration::from_secs_f64(settings.seconds),
     };
     let connections = if kind == Kind::Alone { 1 } else { settings.connections };
     let window = Window { connections, limit };
     let mut rounds: Vec<(Contestant, Vec<Summary>)> =
         targets.iter().map(|target| (target.contestant, Vec::new())).collect();
     let mut warm = BTreeMap::new();
-    for number in 0..=settings.rounds {
+    let last = if workload.stream { settings.stream_rounds } else { settings.rounds };
+    for number in 0..=last {
         match number {
             0 => writeln!(stderr(), "{name}: warm-up")?,
-            number => writeln!(stderr(), "{name}: round {number}/{}", settings.rounds)?,
+            number => writeln!(stderr(), "{name}: round {number}/{last}")?,
         }
         for turn in turns(number, targets.len()) {
             let Some((target, (_, measured))) = targets.get_mut(turn).zip(rounds.get_mut(turn)) else {

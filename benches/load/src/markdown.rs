@@ -35,11 +35,11 @@ pub(crate) fn report(report: &Report) -> Result<String, Error> {
     )?;
     writeln!(
         text,
-        "{} interleaved rounds of {:.2} s (streams {:.2} s) after {:.2} s of settling, {} connections, two mock engines, seed {}. \
-         Medians of the rounds, with the least and the most in brackets.",
+        "{} interleaved rounds of {:.2} s (of streams {}) after {:.2} s of settling, {} connections, two mock engines, seed {}. \
+         Medians of the rounds; in brackets where that of many more would be, 15 times of 16.",
         settings.rounds,
         settings.seconds,
-        settings.stream_seconds,
+        settings.stream_rounds,
         settings.settling_seconds,
         settings.connections,
         settings.seed
@@ -244,8 +244,8 @@ pub(crate) fn cell(
 ) -> Result<(), Error> {
     match spread {
         None => write!(text, " – |"),
-        Some(Spread { median, min, max }) if ranged => {
-            write!(text, " {median:.decimals$} ({min:.decimals$}–{max:.decimals$}) |")
+        Some(Spread { median, low, high, .. }) if ranged => {
+            write!(text, " {median:.decimals$} ({low:.decimals$}–{high:.decimals$}) |")
         }
         Some(Spread { median, .. }) => write!(text, " {median:.decimals$} |"),
     }

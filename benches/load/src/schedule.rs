@@ -21,8 +21,8 @@ const QUICK_SSE_EVENTS: u32 = 50;
 const QUICK_IDLE_ROUNDS: usize = 1;
 /// What the windows of a quick comparison share.
 const QUICK_BUDGET: Duration = Duration::from_secs(55);
-/// How many times as long as others a window of streams is.
-const STREAM_WINDOWS: f64 = 4.0;
+/// How many times as many rounds as others streams have.
+const STREAM_ROUNDS: usize = 4;
 /// The start of a window that is not counted: connections are made, pools fill.
 const SETTLING_MAX: Duration = Duration::from_millis(300);
 /// Of the filter off and on.
@@ -44,8 +44,8 @@ pub(crate) fn settings(compare: &Compare) -> Result<Settings> {
     let duration = compare.duration.unwrap_or(duration);
     Ok(Settings {
         rounds,
+        stream_rounds: rounds * if quick { 1 } else { STREAM_ROUNDS },
         seconds: duration.as_secs_f64(),
-        stream_seconds: duration.as_secs_f64() * if quick { 1.0 } else { STREAM_WINDOWS },
         settling_seconds: SETTLING_MAX.min(duration / 3).as_secs_f64(),
         connections: compare.connections.get(),
         sse_events,
@@ -117,9 +117,8 @@ mod tests {
     fn planned(settings: &Settings, targets: usize, cases: usize) -> f64 {
         let window = settings.seconds + settings.settling_seconds;
         let last = f64::from(settings.sse_events * settings.sse_gap_ms) / 1e3;
-        let windows = u32::try_from(targets * (settings.rounds + 1)).unwrap();
-        let streams = settings.stream_seconds - settings.seconds + last;
-        f64::from(windows) * (window * f64::from(u32::try_from(cases).unwrap()) + streams)
+        let windows = |cases, rounds| f64::from(u32::try_from(targets * cases * (rounds + 1)).unwrap());
+        windows(cases - 1, settings.rounds) * window + windows(1, settings.stream_rounds) * (window + last)
     }
 
     #[test]

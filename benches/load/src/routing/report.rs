@@ -172,8 +172,8 @@ pub(super) mod tests {
             names,
             [("pmc", "round_robin"), ("least_requests", "round_robin"), ("pmc", "least_requests")]
         );
-        let Spread { median, min, max } = ratios[0].figures["ttft_mean_ms"];
-        assert!((median - 0.2).abs() < 0.01 && (min - 0.1).abs() < 0.01 && (max - 0.25).abs() < 0.01);
+        let Spread { median, low, high, .. } = ratios[0].figures["ttft_mean_ms"];
+        assert!((median - 0.2).abs() < 0.01 && (low - 0.1).abs() < 0.01 && (high - 0.25).abs() < 0.01);
         assert!(!ratios[0].figures.contains_key("imbalance"));
     }
 
