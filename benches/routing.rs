@@ -162,7 +162,8 @@ fn routed(criterion: &mut Criterion, backends: usize, kept: usize) {
 }
 
 /// Prints what a block takes, of prompts of so many blocks: by the tables' own account, and by what the process takes more than
-/// before. As filled once, and after everything has been replaced eight times.
+/// before (which says something of the first ones only: later ones use memory again). As filled once, and after everything has
+/// been replaced eight times.
 #[cfg(target_os = "linux")]
 fn memory(length: usize) {
     let resident = || {
