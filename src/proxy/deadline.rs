@@ -102,9 +102,9 @@ impl Deadlines {
         self.alarm.poll_over(due, cx).map(|()| missed)
     }
 
-    /// Exchanges the alarm for another one, which may be set.
-    pub fn exchange(&mut self, alarm: Alarm) -> Alarm {
-        std::mem::replace(&mut self.alarm, alarm)
+    /// What tells when one is over; any other, which may be set, does as well.
+    pub fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
     }
 }
 

@@ -9,7 +9,6 @@
 //! Rests on `ServerSession::Custom`, which Pingora does not document: hence the pinned version, and the matrix of sizes
 //! and framings in `tests/it/bodies.rs`.
 
-use super::alarm::Alarm;
 use super::bell::Bell;
 use super::connection::Connection;
 use super::deadline::Deadlines;
@@ -43,7 +42,7 @@ fn vacant() -> ServerSession {
 /// Replaces `session` by one that answers for `body`.
 pub fn install(session: &mut ServerSession, body: Bytes, mut deadlines: Deadlines) -> Installed {
     let place = Arc::new(Mutex::new(None));
-    exchange_alarm(session, &mut deadlines);
+    swap_alarm(session, &mut deadlines);
     let bell = Connection::of(session).map(|_| Bell::rung());
     let inner = std::mem::replace(session, vacant());
     let replay = Replay { inner, body, deadlines, bell, place: Arc::clone(&place) };
@@ -52,10 +51,9 @@ pub fn install(session: &mut ServerSession, body: Bytes, mut deadlines: Deadline
 }
 
 /// The alarm of the connection serves a request, too: set for the one before, it mostly need not be set anew.
-fn exchange_alarm(session: &ServerSession, deadlines: &mut Deadlines) {
+fn swap_alarm(session: &ServerSession, deadlines: &mut Deadlines) {
     if let Some(connection) = Connection::of(session) {
-        let alarm = deadlines.exchange(Alarm::default());
-        deadlines.exchange(connection.exchange_alarm(alarm));
+        connection.swap_alarm(deadlines.alarm());
     }
 }
 
@@ -81,7 +79,7 @@ struct Replay {
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        exchange_alarm(&self.inner, &mut self.deadlines);
+        swap_alarm(&self.inner, &mut self.deadlines);
         *self.place.lock() = Some(std::mem::replace(&mut self.inner, vacant()));
     }
 }

@@ -109,10 +109,9 @@ impl Connection {
         self.wire.lock().end_request();
     }
 
-    /// The alarm for the time between requests, for the deadlines of one; or that back.
-    #[must_use]
-    pub fn exchange_alarm(&self, alarm: Alarm) -> Alarm {
-        std::mem::replace(&mut self.wire.lock().alarm, alarm)
+    /// Exchanges the alarm for the time between requests with another one.
+    pub fn swap_alarm(&self, other: &mut Alarm) {
+        std::mem::swap(&mut self.wire.lock().alarm, other);
     }
 
     /// The length of the body of this request; `None` where only Pingora knows where it ends.

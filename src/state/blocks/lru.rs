@@ -74,6 +74,8 @@ impl Default for Slot {
 pub(super) struct Lru {
     nodes: Slab,
     blocks: usize,
+    /// The blocks that the runs have memory for.
+    room: usize,
     /// The blocks that the index has no room for, mostly because they are in another backend's list as well.
     listed: [HashTable<(BlockKey, Slot)>; SHARDS],
     youngest: Slot,
@@ -120,6 +122,7 @@ impl Lru {
     }
 
     fn place(&mut self, node: Node) -> Slot {
+        self.room += node.keys.capacity();
         let slot = self.vacant();
         if slot == self.free {
             self.free = self.nodes[slot].older;
@@ -191,6 +194,7 @@ impl Lru {
         }
         self.blocks -= count;
         if keys.is_empty() {
+            self.room -= keys.capacity();
             let Node { younger, older, .. } = std::mem::take(&mut self.nodes[slot]);
             self.join(younger, older);
             self.nodes[slot].older = std::mem::replace(&mut self.free, slot);
@@ -212,7 +216,7 @@ impl Lru {
 
     /// The memory of slab, runs and tables, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let runs: usize = self.iter().map(|node| node.keys.capacity() * size_of::<BlockKey>()).sum();
+        let runs = self.room * size_of::<BlockKey>();
         self.nodes.bytes() + runs + self.listed.iter().map(HashTable::allocation_size).sum::<usize>()
     }
 }
@@ -288,6 +292,7 @@ impl Lru {
         from_youngest.reverse();
         assert_eq!(from_oldest, from_youngest);
         assert_eq!(self.blocks(), self.iter().map(|node| node.keys.len()).sum::<usize>());
+        assert_eq!(self.room, self.iter().map(|node| node.keys.capacity()).sum::<usize>());
         assert!(self.iter().all(|node| node.keys.is_empty() == (node.tries == Tries::SPENT)));
         let listed = self.listed.iter().flatten();
         for (key, slot) in listed {
