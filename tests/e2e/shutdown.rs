@@ -1,7 +1,7 @@
 //! Signals: what each does to requests, listeners and the process.
 
 use crate::client::{CHAT, Connection, chat, engine, fresh};
-use crate::gateway::{Gateway, Plan, soon};
+use crate::gateway::{Gateway, Plan, look_for, soon};
 use mocks::{Engine, Fault};
 use nix::sys::signal::Signal;
 use reqwest::Response;
@@ -89,10 +89,7 @@ async fn sigterm_waits_for_a_body_that_is_still_arriving() {
     let mut slow = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n", body.len());
     slow.write_all(head.as_bytes()).await.unwrap();
-    crate::gateway::look_for("the request", async || {
-        (gateway.state().await["requests_in_flight"] == 1).then_some(())
-    })
-    .await;
+    look_for("the request", async || (gateway.state().await["requests_in_flight"] == 1).then_some(())).await;
     gateway.signal(Signal::SIGTERM);
     gateway.says("listeners closed").await;
     slow.write_all(body.as_bytes()).await.unwrap();
@@ -138,6 +135,8 @@ async fn a_second_sigterm_ends_the_wait_before_the_listeners_close() {
     let plan = Plan { server: "close_delay: 10m", ..Plan::default() };
     let mut gateway = Gateway::start(&[&engine], plan).await;
     assert_eq!(status(&gateway).await, 200);
+    look_for("the request's end", async || (gateway.state().await["requests_in_flight"] == 0).then_some(()))
+        .await;
     gateway.signal(Signal::SIGTERM);
     gateway.says("SIGTERM").await;
     gateway.signal(Signal::SIGTERM);
