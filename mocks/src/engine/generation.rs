@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt, unfold};
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::time::{self, Instant, Interval, MissedTickBehavior};
 
 use super::answers::{Usage, bad_request};
 use super::ask::{Ask, Body};
@@ -45,7 +46,7 @@ impl Core {
         let usage = Usage { prompt, completion: self.check(&ask)?, cached: None };
         let prompt_token_ids = ask.return_token_ids.then(|| RECORDED_PROMPT.to_vec());
         let reply = self.reply(request, dialect, &ask, usage, prompt_token_ids, Words::Recorded);
-        Ok((reply, Pace::Canned(self.options.sse.gap), ask.stream))
+        Ok((reply, Pace::canned(self.options.sse.gap), ask.stream))
     }
 
     fn simulated(
@@ -145,10 +146,21 @@ fn item_tokens(item: &Value) -> Vec<u32> {
 
 /// The time an answer takes.
 enum Pace {
-    /// Nothing but a gap between the tokens of a stream.
-    Canned(Duration),
+    /// Nothing but a gap between the tokens of a stream, if any.
+    Canned(Option<Interval>),
     /// What the simulation makes of the prompt.
     Simulated { simulation: Arc<Simulation>, prompt: Vec<u32>, salt: String, run: Option<Run> },
+}
+
+impl Pace {
+    /// Gaps from now on: tokens come on time in the mean, though a timer rings up to a millisecond late.
+    fn canned(gap: Duration) -> Self {
+        Self::Canned((!gap.is_zero()).then(|| {
+            let mut gaps = time::interval_at(Instant::now() + gap, gap);
+            gaps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            gaps
+        }))
+    }
 }
 
 /// Counts an answer as finished or, when it is dropped before, as aborted.
@@ -197,10 +209,9 @@ impl Writing {
     /// Waits for the next token.
     async fn proceed(&mut self) {
         match &mut self.pace {
-            Pace::Canned(gap) if gap.is_zero() => {}
-            Pace::Canned(gap) => tokio::time::sleep(*gap).await,
+            Pace::Canned(Some(gaps)) => drop(gaps.tick().await),
             Pace::Simulated { run: Some(run), .. } => run.tokens(1).await,
-            Pace::Simulated { .. } => {}
+            Pace::Canned(None) | Pace::Simulated { run: None, .. } => {}
         }
     }
 
