@@ -46,7 +46,7 @@ check: tools ## format, lints, documentation, shipped configurations
 	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml conf/examples/lmcache.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
 	KVWAY_ADMIN_TOKEN=x VLLM_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
 
-bench: tools ## what kvway costs beside nginx, HAProxy, bare Pingora and SGLang's router (about 15 minutes; QUICK=1: two)
+bench: tools ## what kvway costs beside nginx, HAProxy, bare Pingora and SGLang's router (about 20 minutes; QUICK=1: two)
 	@.ci/install nginx
 	@.ci/install haproxy
 	@.ci/install sglang-router

@@ -185,9 +185,9 @@ pub(crate) struct Compare {
     /// How many different bodies of each size are sent in turn.
     #[arg(long, default_value_t = 200)]
     pub(crate) distinct: usize,
-    /// Events of one stream; 200 by default, 50 in a quick comparison.
+    /// Tokens of one stream, each in an event of its own; 200 by default, 50 in a quick comparison.
     #[arg(long)]
-    pub(crate) sse_events: Option<u32>,
+    pub(crate) sse_tokens: Option<u32>,
     /// Time between two events of a stream.
     #[arg(long, default_value_t = 2)]
     pub(crate) sse_gap_ms: u32,

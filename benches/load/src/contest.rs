@@ -17,6 +17,7 @@ use crate::contestant::{Contestant, Programs};
 use crate::idle::{self, OTHER_FILES};
 use crate::machine::Origin;
 use crate::measurement::Summary;
+use crate::process::Process;
 use crate::report::{Case, Kind, Report, Resident, Settings};
 use crate::stage::{COMING_TO_REST, Running, Stage, authority};
 use crate::target::CHAT_PATH;
@@ -134,6 +135,7 @@ async fn rounds(
     let mut rounds: Vec<(Contestant, Vec<Summary>)> =
         targets.iter().map(|target| (target.contestant, Vec::new())).collect();
     let mut warm = BTreeMap::new();
+    let mut awake = (kind == Kind::Streams).then(|| stage.keep_awake()).transpose()?;
     let last = if workload.stream { settings.stream_rounds } else { settings.rounds };
     for number in 0..=last {
         match number {
@@ -144,12 +146,13 @@ async fn rounds(
             let Some((target, (_, measured))) = targets.get_mut(turn).zip(rounds.get_mut(turn)) else {
                 continue;
             };
-            let round = window_of(target, &window, &requests).await?;
+            let round = window_of(target, &window, &requests, awake.as_ref()).await?;
             if number > 0 {
                 measured.push(round);
             }
         }
         stage.check()?;
+        awake.as_mut().map_or(Ok(()), Process::check)?;
         if number == 0 {
             warm = hints(targets).await?;
         }
@@ -176,8 +179,14 @@ async fn hints(targets: &[Running]) -> Result<BTreeMap<String, u64>> {
     Ok(BTreeMap::new())
 }
 
-async fn window_of(target: &mut Running, window: &Window, requests: &Rc<Requests>) -> Result<Summary> {
-    let meter = target.meter()?;
+/// `awake` is what keeps the proxy's core awake.
+async fn window_of(
+    target: &mut Running,
+    window: &Window,
+    requests: &Rc<Requests>,
+    awake: Option<&Process>,
+) -> Result<Summary> {
+    let meter = target.meter()?.map(|meter| meter.sparing(awake.map(Process::pid)));
     let measured = window.measure(&target.addresses, requests, meter.as_ref(), pending()).await;
     target.check()?;
     let summary = measured.with_context(|| format!("measuring {}", target.contestant))?;

@@ -189,13 +189,7 @@ fn command_line(command: &Command) -> String {
 }
 
 /// How a mock engine is started.
-pub(crate) fn engine(
-    program: &Path,
-    id: &str,
-    listen: SocketAddr,
-    sse_events: u32,
-    sse_gap_ms: u32,
-) -> Command {
+pub(crate) fn engine(program: &Path, id: &str, listen: SocketAddr, sse_gap_ms: u32) -> Command {
     let mut command = Command::new(program);
     command.args([
         "--id",
@@ -209,7 +203,7 @@ pub(crate) fn engine(
         "1",
     ]);
     command.arg("--listen").arg(listen.to_string());
-    command.arg("--sse-events").arg(sse_events.to_string()).arg("--sse-gap-ms").arg(sse_gap_ms.to_string());
+    command.arg("--sse-gap-ms").arg(sse_gap_ms.to_string());
     command
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct CpuMeter {
     pids: Vec<i32>,
     /// A name in /proc/stat.
     cores: Option<String>,
+    /// A process there that is in nobody's way.
+    spared: Option<i32>,
 }
 
 /// CPU time: until now, or between two readings.
@@ -25,7 +27,7 @@ pub(crate) struct CpuMeter {
 pub(crate) struct Spent {
     /// By the process tree.
     pub(crate) own: Duration,
-    /// By everybody on its cores.
+    /// By everybody on its cores who counts.
     pub(crate) all: Option<Duration>,
 }
 
@@ -39,7 +41,7 @@ impl Spent {
 impl CpuMeter {
     /// The tree below `root` as it is now; processes started later are not seen.
     pub(crate) fn of_tree(root: i32) -> Result<Self> {
-        Ok(Self { pids: tree_of(root)?, cores: None })
+        Ok(Self { pids: tree_of(root)?, cores: None, spared: None })
     }
 
     /// Also measures what others do on `core`.
@@ -52,17 +54,25 @@ impl CpuMeter {
         Self { cores: Some("cpu".to_owned()), ..self }
     }
 
+    /// Does not count what the process `pid` does on the cores that are watched.
+    pub(crate) fn sparing(self, pid: Option<i32>) -> Self {
+        Self { spared: pid, ..self }
+    }
+
     /// CPU time spent so far.
     pub(crate) fn read(&self) -> Result<Spent> {
-        let mut own = Duration::ZERO;
-        for pid in &self.pids {
-            let clock = time::clock_getcpuclockid(Pid::from_raw(*pid));
-            let spent =
-                clock.and_then(time::clock_gettime).with_context(|| format!("process {pid} has ended"))?;
-            own += Duration::from(spent);
-        }
-        Ok(Spent { own, all: self.cores.as_deref().map(all_busy).transpose()? })
+        let own = self.pids.iter().map(|pid| time_of(*pid)).sum::<Result<Duration>>()?;
+        let spared = self.spared.map_or(Ok(Duration::ZERO), time_of)?;
+        let all = self.cores.as_deref().map(all_busy).transpose()?;
+        Ok(Spent { own, all: all.map(|all| all.saturating_sub(spared)) })
     }
+}
+
+/// What a process has spent with all of its threads.
+fn time_of(pid: i32) -> Result<Duration> {
+    let clock = time::clock_getcpuclockid(Pid::from_raw(pid));
+    let spent = clock.and_then(time::clock_gettime).with_context(|| format!("process {pid} has ended"))?;
+    Ok(spent.into())
 }
 
 /// CPU time of a proxy, per unit of its work.
@@ -167,6 +177,15 @@ mod tests {
         let before = meter.read().unwrap();
         let work: u64 = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
         assert!(meter.read().unwrap().own > before.own, "{work}");
+    }
+
+    #[test]
+    fn what_a_spared_process_does_is_nobodys() {
+        let own = Pid::this().as_raw();
+        let meter = || CpuMeter::of_tree(own).unwrap().watching_all();
+        let before = meter().read().unwrap().own;
+        let spared = meter().sparing(Some(own)).read().unwrap().all.unwrap();
+        assert!(spared + before <= meter().read().unwrap().all.unwrap());
     }
 
     /// User and system time as the kernel shows them, in whole ticks each.

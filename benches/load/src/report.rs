@@ -106,7 +106,7 @@ pub(crate) struct Settings {
     /// Of each window before them.
     pub(crate) settling_seconds: f64,
     pub(crate) connections: usize,
-    pub(crate) sse_events: u32,
+    pub(crate) sse_tokens: u32,
     pub(crate) sse_gap_ms: u32,
     pub(crate) idle_connections: usize,
     pub(crate) idle_rounds: usize,
@@ -209,7 +209,14 @@ pub(crate) mod tests {
 
     fn case(kind: Kind) -> Case {
         let stream = kind == Kind::Streams;
-        let workload = Workload { model: "tiny".to_owned(), body_bytes: 1024, distinct: 1, stream, seed: 1 };
+        let workload = Workload {
+            model: "tiny".to_owned(),
+            body_bytes: 1024,
+            distinct: 1,
+            max_tokens: 7,
+            stream,
+            seed: 1,
+        };
         let rounds = |cpu_ms: [u64; 3]| cpu_ms.map(|cpu_ms| round(1000, cpu_ms)).to_vec();
         let rounds = vec![
             (Contestant::Nginx, rounds([20, 30, 25])),
@@ -238,7 +245,7 @@ pub(crate) mod tests {
                 stream_rounds: 3,
                 settling_seconds: 0.1,
                 connections: 1,
-                sse_events: 1,
+                sse_tokens: 1,
                 sse_gap_ms: 1,
                 idle_connections: 100,
                 idle_rounds: 2,

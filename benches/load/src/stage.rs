@@ -4,7 +4,7 @@
 //! started ends with its owner, before the directory that it writes to.
 use std::collections::BTreeMap;
 use std::io::{Write, stderr};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use http::uri::Authority;
@@ -28,6 +28,8 @@ const ENGINES: usize = 2;
 pub(crate) const COMING_TO_REST: Duration = Duration::from_millis(500);
 /// The body size where it does not matter.
 pub(crate) const SMALL_BODY_BYTES: usize = 1024;
+/// Tokens of an answer that is no stream.
+const MAX_TOKENS: u32 = 64;
 /// What a kvway that asks LMCache counts its requests in.
 const HINTS: &str = "kvway_kvcache_hints_total{";
 
@@ -77,8 +79,7 @@ impl Stage {
         };
         for number in 0..ENGINES {
             let (id, address) = (format!("vllm-{number}"), free_address()?);
-            let command =
-                engine(&stage.programs.mock_vllm, &id, address, settings.sse_events, settings.sse_gap_ms);
+            let command = engine(&stage.programs.mock_vllm, &id, address, settings.sse_gap_ms);
             let mut process = Process::spawn(&id, command, Some(settings.load_core), stage.directory.path())
                 .context("the mock engine is needed: build it with `cargo build --release -p mocks`")?;
             Readiness::Tells(address, "/health").wait(&mut process).await?;
@@ -86,6 +87,16 @@ impl Stage {
             stage.addresses.push(address);
         }
         Ok(stage)
+    }
+
+    /// Keeps the core of the proxies awake for as long as the process lives. It runs only while nobody else would: a proxy that
+    /// mostly waits is then measured without what its core loses asleep.
+    pub(crate) fn keep_awake(&self) -> Result<Process> {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+        let [core, _] = self.cores;
+        Process::spawn("awake", command, Some(core), self.directory.path())
+            .context("chrt of util-linux is needed, to keep the proxies' core awake")
     }
 
     /// Starts a contestant and waits until it is ready, before any request; `None` if it is not installed, which is noted.
@@ -192,7 +203,7 @@ impl Running {
 
 /// Requests that all look alike but for what they say.
 pub(crate) fn workload(body_bytes: usize, distinct: usize, seed: u64) -> Workload {
-    Workload { model: MODEL.to_owned(), body_bytes, distinct, stream: false, seed }
+    Workload { model: MODEL.to_owned(), body_bytes, distinct, max_tokens: MAX_TOKENS, stream: false, seed }
 }
 
 /// Whom the requests of a comparison name.

@@ -13,7 +13,6 @@ use serde::Serialize;
 /// The smallest body that holds the fixed fields, a system prompt and a question.
 pub(crate) const BODY_BYTES_MIN: usize = 512;
 
-const MAX_TOKENS: u32 = 64;
 /// A question and its answer are followed by others while at least twice this much is left, so that the last question fits
 /// any remainder.
 const TURN_BYTES_MAX: usize = 4096;
@@ -43,26 +42,21 @@ pub(crate) struct Workload {
     pub(crate) model: String,
     pub(crate) body_bytes: usize,
     pub(crate) distinct: usize,
+    /// Tokens of an answer.
+    pub(crate) max_tokens: u32,
     pub(crate) stream: bool,
     pub(crate) seed: u64,
 }
 
 /// How bodies ask.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Form {
     /// For a completion and not for a chat.
     pub(crate) completion: bool,
-    pub(crate) max_tokens: u32,
     /// Streams are to tell how many tokens there were.
     pub(crate) include_usage: bool,
     /// The prompt begins with room for a [`Stamp`].
     pub(crate) stamped: bool,
-}
-
-impl Default for Form {
-    fn default() -> Self {
-        Self { completion: false, max_tokens: MAX_TOKENS, include_usage: false, stamped: false }
-    }
 }
 
 /// What a stream is to tell.
@@ -115,7 +109,7 @@ impl Workload {
             model: &self.model,
             messages: Vec::new(),
             prompt: form.completion.then(String::new),
-            max_tokens: form.max_tokens,
+            max_tokens: self.max_tokens,
             stream: self.stream.then_some(true),
             stream_options: (self.stream && form.include_usage)
                 .then_some(StreamOptions { include_usage: true }),
@@ -240,7 +234,7 @@ mod tests {
     use super::*;
 
     fn workload(body_bytes: usize) -> Workload {
-        Workload { model: "tiny".to_owned(), body_bytes, distinct: 20, stream: false, seed: 7 }
+        Workload { model: "tiny".to_owned(), body_bytes, distinct: 20, max_tokens: 7, stream: false, seed: 7 }
     }
 
     #[test]
@@ -290,7 +284,7 @@ mod tests {
 
     #[test]
     fn completions_have_the_exact_size_too() {
-        let form = Form { completion: true, max_tokens: 7, include_usage: true, stamped: false };
+        let form = Form { completion: true, include_usage: true, stamped: false };
         for body in (Workload { stream: true, ..workload(5000) }).bodies(form).unwrap() {
             assert_eq!(body.len(), 5000);
             let body: Value = serde_json::from_slice(&body).unwrap();
@@ -303,7 +297,7 @@ mod tests {
     #[test]
     fn a_stamp_makes_the_beginning_of_a_prompt_unique_and_keeps_its_size() {
         for completion in [false, true] {
-            let form = Form { completion, stamped: true, include_usage: true, ..Form::default() };
+            let form = Form { completion, stamped: true, include_usage: true };
             for body in (Workload { stream: true, ..workload(BODY_BYTES_MIN) }).bodies(form).unwrap() {
                 let bytes = request(
                     &Authority::from_static("a"),

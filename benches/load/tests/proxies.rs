@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+const SSE_TOKENS: u64 = 10;
+
 /// The harness, with windows that are as short as they can be; it finds the other programs beside itself.
 fn harness(flags: &[&str], out: &Path) -> Output {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -18,8 +20,8 @@ fn harness(flags: &[&str], out: &Path) -> Output {
         "1",
         "--duration",
         "100ms",
-        "--sse-events",
-        "10",
+        "--sse-tokens",
+        &SSE_TOKENS.to_string(),
     ]);
     command.args(["--distinct", "10", "--revision", "abc", "--date", "today"]);
     command.arg("--sglang-router").arg(root.join(".venv-sglang/bin/sglang-router"));
@@ -78,6 +80,11 @@ fn whoever_is_installed_goes_through_all_cases() {
             );
         }
     }
+    // A window begins and ends in the middle of as many streams as there are connections.
+    let [streams] = list(&named(list(&cases[4]["targets"]), "target", "direct")["rounds"]) else { panic!() };
+    let [events, ended] = ["events", "requests"].map(|count| streams[count].as_u64().unwrap());
+    let of_a_stream = SSE_TOKENS + 2;
+    assert!(events.abs_diff(ended * of_a_stream) <= 16 * of_a_stream, "{streams}");
     for kvway in ["bare-pingora", "kvway-off", "kvway", "kvway-lookup"] {
         named(there, "target", kvway);
     }

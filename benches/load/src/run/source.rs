@@ -88,12 +88,12 @@ fn at_once(settings: &Settings) -> Result<Box<dyn Iterator<Item = Job>>> {
             model: settings.wire.model.clone(),
             body_bytes: sizes.body_bytes,
             distinct: sizes.distinct.unwrap_or(TEMPLATES),
+            max_tokens: u32::try_from(sizes.answer_tokens.least)?,
             stream: settings.wire.stream,
             seed: settings.seed,
         };
         let form = Form {
             completion: settings.wire.endpoint == Endpoint::Completions,
-            max_tokens: u32::try_from(sizes.answer_tokens.least)?,
             include_usage: true,
             stamped: sizes.distinct.is_none(),
         };
