@@ -71,7 +71,7 @@ impl RequestCtx {
             tries: self.tries,
             retried: &self.retried,
             body_bytes: self.body_bytes,
-            answer_bytes: session.as_downstream().body_bytes_sent(),
+            answer_bytes: session.as_downstream().body_bytes_sent() + self.chunk_bytes,
             body_ms: Milliseconds(self.body_time),
             first_token_ms: first_token.map(Milliseconds),
             total_ms: Milliseconds(total),

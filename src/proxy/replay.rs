@@ -3,8 +3,9 @@
 //! Pingora 0.9.1 replays at most 64 KiB of a body that was read before the backend was chosen; anything longer is never
 //! sent and both sides wait for ever. So once the body is here, the downstream session is replaced by one that owns the
 //! real session and answers the questions about the body itself: "done", and "here it is" to each try. Everything else
-//! goes to the real session. It also keeps the request's deadlines, being polled for as long as a try runs, and lets the
-//! body go when the response header passes, since no try can follow that.
+//! goes to the real session, but for the events of a stream, which go straight to the connection. It also keeps the request's
+//! deadlines, being polled for as long as a try runs, and lets the body go when the response header passes, since no try
+//! can follow that.
 //!
 //! Rests on `ServerSession::Custom`, which Pingora does not document: hence the pinned version, and the matrix of sizes
 //! and framings in `tests/it/bodies.rs`.
@@ -15,7 +16,7 @@ use super::deadline::Deadlines;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, Method, StatusCode, header};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as CustomSession};
@@ -32,7 +33,13 @@ use tokio::time::Instant;
 type CustomMessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
 /// Gives the real session back when the request is over.
-pub struct Installed(Arc<Mutex<Option<ServerSession>>>);
+pub struct Installed(Arc<Mutex<Option<Returned>>>);
+
+/// What is there when a request is over.
+struct Returned {
+    session: ServerSession,
+    chunk_bytes: usize,
+}
 
 /// A stand-in that is never asked anything: it only fills the place while sessions change hands.
 fn vacant() -> ServerSession {
@@ -45,7 +52,8 @@ pub fn install(session: &mut ServerSession, body: Bytes, mut deadlines: Deadline
     swap_alarm(session, &mut deadlines);
     let bell = Connection::of(session).map(|_| Bell::rung());
     let inner = std::mem::replace(session, vacant());
-    let replay = Replay { inner, body, deadlines, bell, place: Arc::clone(&place) };
+    let replay =
+        Replay { inner, body, deadlines, bell, chunks_to: None, chunk_bytes: 0, place: Arc::clone(&place) };
     *session = ServerSession::new_custom(Box::new(replay));
     Installed(place)
 }
@@ -58,12 +66,14 @@ fn swap_alarm(session: &ServerSession, deadlines: &mut Deadlines) {
 }
 
 impl Installed {
-    /// Puts the real session back into its place, for keep-alive and for the end of the stream.
-    pub fn uninstall(self, session: &mut ServerSession) {
+    /// Puts the real session back into its place, for keep-alive and for the end of the stream. How many bytes of the answer
+    /// went to the client without its knowing.
+    pub fn uninstall(self, session: &mut ServerSession) -> usize {
         drop(std::mem::replace(session, vacant()));
-        if let Some(inner) = self.0.lock().take() {
-            *session = inner;
-        }
+        self.0.lock().take().map_or(0, |returned| {
+            *session = returned.session;
+            returned.chunk_bytes
+        })
     }
 }
 
@@ -74,13 +84,18 @@ struct Replay {
     /// Rung where there is something to look at, be it the client's socket or a deadline: with most events of a stream there is
     /// not. `None` over HTTP/2, where whoever writes is woken for the client.
     bell: Option<Bell>,
-    place: Arc<Mutex<Option<ServerSession>>>,
+    /// Where the parts of an answer go that comes in chunks, past the real session.
+    chunks_to: Option<Connection>,
+    /// How many bytes of it did.
+    chunk_bytes: usize,
+    place: Arc<Mutex<Option<Returned>>>,
 }
 
 impl Drop for Replay {
     fn drop(&mut self) {
         swap_alarm(&self.inner, &mut self.deadlines);
-        *self.place.lock() = Some(std::mem::replace(&mut self.inner, vacant()));
+        let session = std::mem::replace(&mut self.inner, vacant());
+        *self.place.lock() = Some(Returned { session, chunk_bytes: self.chunk_bytes });
     }
 }
 
@@ -89,6 +104,32 @@ impl Replay {
     fn ring(&self) {
         self.bell.as_ref().inspect(|bell| bell.ring());
     }
+}
+
+/// Sends one part of an answer, within `limit`.
+async fn send_chunk(connection: &Connection, chunk: &[u8], limit: Option<Duration>) -> Result<()> {
+    let mut sending = pin!(connection.send_chunk(chunk));
+    // Mostly the socket has room, and nobody needs a clock.
+    let sent = match (futures::poll!(sending.as_mut()), limit) {
+        (Poll::Ready(sent), _) => sent,
+        (Poll::Pending, None) => sending.await,
+        (Poll::Pending, Some(limit)) => match pingora::time::timeout(limit, sending).await {
+            Ok(sent) => sent,
+            Err(_elapsed) => return Error::e_explain(ErrorType::WriteTimedout, "while sending a chunk"),
+        },
+    };
+    sent.map_err(|error| Error::because(ErrorType::WriteError, "while sending a chunk", error))
+}
+
+/// The connection under `session`, where the answer that has begun comes in chunks.
+fn chunks_to(session: &ServerSession) -> Option<&Connection> {
+    let header = session.response_written()?;
+    let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&header.status)
+        || header.status.is_informational()
+        || session.req_header().method == Method::HEAD;
+    let mut codings = header.headers.get_all(header::TRANSFER_ENCODING).into_iter();
+    let chunked = codings.next().is_some_and(|coding| coding == "chunked") && codings.next().is_none();
+    Connection::of(session).filter(|_| chunked && !bodiless)
 }
 
 fn no_custom_messages<T>() -> Result<T> {
@@ -153,12 +194,19 @@ impl CustomSession for Replay {
             // No try can follow: the prompt is let go.
             self.body = Bytes::new();
         }
-        let end = match (&mut self.inner, tasks.as_slice()) {
-            // One chunk of a stream, the usual thing, without what all the other things need room for.
-            (ServerSession::H1(session), [HttpTask::Body(Some(chunk), false)]) if !chunk.is_empty() => {
-                session.write_body(chunk).await.map(|_| false).map_err(Error::into_down)
+        let end = match (&self.chunks_to, tasks.as_slice()) {
+            // One chunk of a stream, the usual thing.
+            (Some(connection), [HttpTask::Body(Some(chunk), false)]) if !chunk.is_empty() => {
+                let limit = self.inner.get_write_timeout();
+                send_chunk(connection, chunk, limit).await.map_err(Error::into_down)?;
+                self.chunk_bytes += chunk.len();
+                Ok(false)
             }
-            (inner, _) => Box::pin(inner.response_duplex_vec(tasks)).await,
+            _ => {
+                let end = Box::pin(self.inner.response_duplex_vec(tasks)).await;
+                self.chunks_to = chunks_to(&self.inner).cloned();
+                end
+            }
         };
         if has_begun && self.deadlines.heard(Instant::now()) {
             self.ring();
@@ -233,7 +281,7 @@ impl CustomSession for Replay {
     }
 
     fn body_bytes_sent(&self) -> usize {
-        self.inner.body_bytes_sent()
+        self.inner.body_bytes_sent() + self.chunk_bytes
     }
 
     fn body_bytes_read(&self) -> usize {

@@ -79,6 +79,8 @@ pub struct RequestCtx {
     share: Option<Arc<Share>>,
     pub(super) abort: Option<Abort>,
     installed: Option<Installed>,
+    /// Bytes of the answer that the real session does not know of.
+    pub(super) chunk_bytes: usize,
     _in_flight: InFlight,
 }
 
@@ -112,6 +114,7 @@ impl RequestCtx {
             share: None,
             abort: None,
             installed: None,
+            chunk_bytes: 0,
             _in_flight: in_flight,
         }
     }
@@ -340,7 +343,7 @@ impl RequestCtx {
     /// Gives the real session back to Pingora. The first thing at the end of a request.
     pub fn give_back(&mut self, session: &mut Session) {
         if let Some(installed) = self.installed.take() {
-            installed.uninstall(session.as_downstream_mut());
+            self.chunk_bytes = installed.uninstall(session.as_downstream_mut());
         }
     }
 

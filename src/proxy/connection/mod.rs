@@ -6,6 +6,7 @@
 //! Pingora, which would copy it twice: [`super::body`] takes it from here. HTTP/2 passes untouched, having limits of its own.
 
 mod address;
+mod chunk;
 mod head;
 mod wire;
 

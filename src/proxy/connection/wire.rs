@@ -9,7 +9,7 @@ use super::super::alarm::Alarm;
 use super::super::reject::Reject;
 use super::head::{self, Head};
 use super::{Address, HeaderLimits};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora::protocols::Stream;
 use std::io;
 use std::mem::MaybeUninit;
@@ -27,6 +27,8 @@ pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const READ_AHEAD_BYTES: usize = 4096;
 /// What is read of a request that comes before the one before it is answered; the rest waits in the socket.
 const PIPELINED_BYTES: usize = 512;
+/// A chunk: the line before it, its bytes, its end.
+const PIECES_MAX: usize = 3;
 /// What a refused client may still send before it is cut off.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -374,6 +376,21 @@ impl Wire {
             return Poll::Ready(Ok(buf.len()));
         }
         Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    /// Writes what is left and sends it off.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, left: &mut impl Buf) -> Poll<io::Result<()>> {
+        let mut inner = Pin::new(&mut self.inner);
+        while left.has_remaining() {
+            let mut pieces = [io::IoSlice::new(&[]); PIECES_MAX];
+            let count = left.chunks_vectored(&mut pieces);
+            let pieces = pieces.get(..count).unwrap_or_default();
+            match ready!(inner.as_mut().poll_write_vectored(cx, pieces))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => left.advance(written),
+            }
+        }
+        inner.poll_flush(cx)
     }
 
     /// Answers once, as far as the socket takes it, and throws away what follows.
