@@ -42,7 +42,7 @@ check: tools ## format, lints, documentation, shipped configurations
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
-	cargo build --quiet
+	cargo build --workspace --tests --quiet # as `make test` does, so that nothing is built twice
 	for file in conf/kvway.yaml conf/demo.yaml conf/examples/two-models.yaml conf/examples/lmcache.yaml; do target/debug/kvway check -c $$file > /dev/null || exit 1; done
 	KVWAY_ADMIN_TOKEN=x VLLM_API_KEY=x target/debug/kvway check -c conf/examples/api-keys.yaml > /dev/null
 
