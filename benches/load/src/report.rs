@@ -27,10 +27,16 @@ fn quantile(quantiles: Option<&Quantiles>, read: fn(&Quantiles) -> f64) -> Optio
     quantiles.map(read)
 }
 
+/// A gap, in whole microseconds: what comes together has none.
+fn gap(summary: &Summary, read: fn(&Quantiles) -> f64) -> Option<f64> {
+    quantile(summary.gap.as_ref(), read).map(f64::round)
+}
+
 const CORES: &str = "cores";
 pub(crate) const CPU_PER_REQUEST: &str = "cpu_us_per_request";
 pub(crate) const CPU_PER_EVENT: &str = "cpu_us_per_event";
 pub(crate) const P50: &str = "latency_p50_us";
+const GAP: &str = "gap_p50_us";
 
 const ANSWERS: [Figure<Summary>; 6] = [
     figure(CPU_PER_REQUEST, "CPU µs/request", 1, |s| s.cpu.as_ref()?.us_per_request),
@@ -45,8 +51,8 @@ const STREAMS: [Figure<Summary>; 7] = [
     figure(CPU_PER_EVENT, "CPU µs/event", 2, |s| s.cpu.as_ref()?.us_per_event),
     figure("ttft_p50_us", "first event p50 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p50_us)),
     figure("ttft_p99_us", "first event p99 µs", 0, |s| quantile(s.ttft.as_ref(), |q| q.p99_us)),
-    figure("gap_p50_us", "gap p50 µs", 0, |s| quantile(s.gap.as_ref(), |q| q.p50_us)),
-    figure("gap_p99_us", "gap p99 µs", 0, |s| quantile(s.gap.as_ref(), |q| q.p99_us)),
+    figure(GAP, "gap p50 µs", 0, |s| gap(s, |q| q.p50_us)),
+    figure("gap_p99_us", "gap p99 µs", 0, |s| gap(s, |q| q.p99_us)),
     figure("events_per_second", "events/s", 0, |s| Some(s.events_per_second)),
     figure(CORES, "cores used", 2, |s| Some(s.cpu.as_ref()?.cores)),
 ];
@@ -286,6 +292,14 @@ pub(crate) mod tests {
         let Spread { median, low, high, .. } = ratios[1].figures[CPU_PER_REQUEST];
         assert!((median - 2.0).abs() < 1e-9 && (low - 1.5).abs() < 1e-9 && (high - 3.0).abs() < 1e-9);
         assert!(!ratios[0].figures.contains_key(CORES));
+    }
+
+    #[test]
+    fn events_that_come_together_give_a_gap_of_nothing_which_nothing_is_compared_with() {
+        let report = report();
+        let [.., streams] = &report.cases[..] else { panic!() };
+        assert!(streams.targets[0].figures[GAP].median.abs() < 1e-9);
+        assert!(!streams.ratios[0].figures.contains_key(GAP));
     }
 
     #[test]
